@@ -1,0 +1,239 @@
+// Vectors of one instruction set, by the compiler's vector extensions: the same kernel source serves AVX-512, AVX2 and
+// the baseline of any processor. A kernel file is compiled once per set with MAXMIN_ISA (a namespace) and
+// MAXMIN_VECTOR_BYTES (64, 32, 16) defined. Everything here is static or always inlined, so that no function compiled
+// for a wide set can be picked by the linker for a narrow one.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#define MAXMIN_INLINE static inline __attribute__((always_inline))
+#define MAXMIN_UNROLL _Pragma("GCC unroll 64")
+
+namespace maxmin {
+namespace MAXMIN_ISA {
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  static constexpr int kWidth = MAXMIN_VECTOR_BYTES / 4;
+  typedef float vec __attribute__((vector_size(MAXMIN_VECTOR_BYTES)));
+  typedef int32_t ivec __attribute__((vector_size(MAXMIN_VECTOR_BYTES)));
+  typedef float loose __attribute__((vector_size(MAXMIN_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct Simd<double> {
+  static constexpr int kWidth = MAXMIN_VECTOR_BYTES / 8;
+  typedef double vec __attribute__((vector_size(MAXMIN_VECTOR_BYTES)));
+  typedef int64_t ivec __attribute__((vector_size(MAXMIN_VECTOR_BYTES)));
+  typedef double loose __attribute__((vector_size(MAXMIN_VECTOR_BYTES), aligned(8), may_alias));
+};
+template <class T>
+using Vec = typename Simd<T>::vec;
+template <class T>
+using IVec = typename Simd<T>::ivec;
+template <class T>
+constexpr int kWidth = Simd<T>::kWidth;
+
+template <class T>
+MAXMIN_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+template <class T>
+MAXMIN_INLINE Vec<T> load(const T* p) {  // any alignment
+  return *reinterpret_cast<const typename Simd<T>::loose*>(p);
+}
+template <class T>
+MAXMIN_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
+}
+// The first n lanes (n < width) and `fill` in the others.
+template <class T>
+MAXMIN_INLINE Vec<T> load_part(const T* p, int n, T fill) {
+  Vec<T> v = splat(fill);
+  T t[kWidth<T>];
+  memcpy(t, &v, sizeof v);
+  for (int i = 0; i < n; i++) t[i] = p[i];
+  memcpy(&v, t, sizeof v);
+  return v;
+}
+template <class T>
+MAXMIN_INLINE void store_part(T* p, Vec<T> v, int n) {
+  T t[kWidth<T>];
+  memcpy(t, &v, sizeof v);
+  for (int i = 0; i < n; i++) p[i] = t[i];
+}
+// NaN in the second operand wins, as in the x86 instructions.
+template <class V>
+MAXMIN_INLINE V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+MAXMIN_INLINE V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+template <class T>
+MAXMIN_INLINE Vec<T> vabs(Vec<T> x) {
+  constexpr int bits = sizeof(T) * 8 - 1;
+  IVec<T> i = (IVec<T>)x;
+  return (Vec<T>)(i & ~((IVec<T>{} + 1) << bits));
+}
+template <class T>
+MAXMIN_INLINE T reduce_add(Vec<T> v) {
+  T s = 0;
+  for (int i = 0; i < kWidth<T>; i++) s += v[i];
+  return s;
+}
+template <class T>
+MAXMIN_INLINE T reduce_max(Vec<T> v) {
+  T s = v[0];
+  for (int i = 1; i < kWidth<T>; i++) s = v[i] > s ? v[i] : s;
+  return s;
+}
+
+// e^x for x <= 88; below -87 it is 0 (float). NaN stays NaN. Relative error 1 ulp or so. Fused multiply-adds by the compiler.
+MAXMIN_INLINE Vec<float> vexp(Vec<float> x) {
+  typedef Vec<float> V;
+  const V magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  V y = x < -87.f ? splat(-87.f) : x;
+  y = y > 88.f ? splat(88.f) : y;
+  V shifted = y * 1.44269504f + magic;
+  V n = shifted - magic;
+  V r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
+  V p = r * 1.9875691e-4f + 1.3981999e-3f;
+  p = p * r + 8.3334519e-3f;
+  p = p * r + 4.1665796e-2f;
+  p = p * r + 1.6666665e-1f;
+  p = p * r + 0.5f;
+  p = (p * (r * r) + r) + 1.f;
+  IVec<float> power = ((IVec<float>)shifted << 23) + 0x3f800000;  // the magic's own bits fall out of the shift
+  V e = p * (V)power;
+  e = x < -87.f ? V{} : e;
+  return x != x ? x : e;
+}
+MAXMIN_INLINE Vec<double> vexp(Vec<double> x) {
+  typedef Vec<double> V;
+  const V magic = splat(6755399441055744.0);  // 1.5 * 2^52
+  V y = x < -708.0 ? splat(-708.0) : x;
+  y = y > 709.0 ? splat(709.0) : y;
+  V shifted = y * 1.4426950408889634 + magic;
+  V n = shifted - magic;
+  V r = (y - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+  V p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;  // Taylor to r^13: |r| <= .347, error 4e-18
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = (p * (r * r) + r) + 1.0;
+  IVec<double> power = ((IVec<double>)shifted << 52) + 0x3ff0000000000000LL;
+  V e = p * (V)power;
+  e = x < -708.0 ? V{} : e;
+  return x != x ? x : e;
+}
+// 2 atanh(t) for 0 <= t <= 1/3, by its series in t^2.
+MAXMIN_INLINE Vec<float> atanh2(Vec<float> t) {
+  Vec<float> u = t * t, p = u * 0.1814f + 0.2222222f;
+  p = p * u + 0.28571429f;
+  p = p * u + 0.4f;
+  p = p * u + 0.66666667f;
+  return t * (p * u + 2.f);
+}
+MAXMIN_INLINE Vec<double> atanh2(Vec<double> t) {
+  Vec<double> u = t * t, p = splat(2.0 / 35.0);
+  MAXMIN_UNROLL for (int k = 33; k >= 3; k -= 2) p = p * u + 2.0 / k;
+  return t * (p * u + 2.0);
+}
+// log of a positive normal number; log 0 = -inf, NaN stays NaN.
+MAXMIN_INLINE Vec<float> vlog(Vec<float> x) {
+  typedef Vec<float> V;
+  IVec<float> i = (IVec<float>)x;
+  IVec<float> e = (i - 0x3f3504f3) >> 23;  // mantissa in [sqrt(1/2), sqrt 2)
+  V m = (V)(i - (e << 23));
+  V t = (m - 1.f) / (m + 1.f);
+  V r = __builtin_convertvector(e, V) * 0.693147180f + atanh2(t);
+  r = x == 0.f ? splat(-__builtin_inff()) : r;
+  return x < __builtin_inff() ? r : x;
+}
+MAXMIN_INLINE Vec<double> vlog(Vec<double> x) {
+  typedef Vec<double> V;
+  IVec<double> i = (IVec<double>)x;
+  IVec<double> e = (i - 0x3fe6a09e667f3bcdLL) >> 52;
+  V m = (V)(i - (e << 52));
+  V t = (m - 1.0) / (m + 1.0);
+  V r = __builtin_convertvector(e, V) * 0.69314718055994531 + atanh2(t);
+  r = x == 0.0 ? splat(-__builtin_inf()) : r;
+  return x < __builtin_inf() ? r : x;
+}
+// (3), (3') of a pair: l = log sigma(m), s = sigma(-m). One exponential, one division.
+template <class T>
+MAXMIN_INLINE void log_sigmoid(Vec<T> m, Vec<T>& l, Vec<T>& s) {
+  typedef Vec<T> V;
+  V e = vexp(-vabs<T>(m)), e1 = e + T(1), e2 = e + T(2);
+  V inv = T(1) / (e1 * e2), i1 = inv * e2;
+  l = vmin(m, V{}) - atanh2(e * inv * e1);  // log1p(e) = 2 atanh(e / (2 + e))
+  l = m != m ? m : l;
+  s = m < T(0) ? i1 : e * i1;
+}
+
+// ---- storage types: widen one vector of the accumulation type
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+template <class T>
+struct Accumulate {
+  typedef float type;
+};
+template <>
+struct Accumulate<double> {
+  typedef double type;
+};
+MAXMIN_INLINE float widen(float x) { return x; }
+MAXMIN_INLINE double widen(double x) { return x; }
+MAXMIN_INLINE float widen(bf16 x) {
+  uint32_t u = (uint32_t)x.bits << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+MAXMIN_INLINE float widen(f16 x) {  // exact, subnormals, infinities and NaN included
+  uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = (uint32_t)(x.bits & 0x7fff) << 13;
+  uint32_t big = rest >= 0x0f800000 ? rest + 0x70000000 : rest + 0x38000000;
+  float f;
+  if (rest < 0x00800000) {
+    f = (float)(int32_t)(x.bits & 0x7fff) * 5.9604644775390625e-8f;
+    memcpy(&big, &f, 4);
+  }
+  big |= sign;
+  memcpy(&f, &big, 4);
+  return f;
+}
+template <class T>
+MAXMIN_INLINE Vec<T> load_wide(const T* p) {
+  return load(p);
+}
+MAXMIN_INLINE Vec<float> load_wide(const bf16* p) {
+  typedef uint16_t half __attribute__((vector_size(MAXMIN_VECTOR_BYTES / 2), aligned(2), may_alias));
+  return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const half*>(p), IVec<float>) << 16);
+}
+MAXMIN_INLINE Vec<float> load_wide(const f16* p) {
+#if defined(__F16C__) || defined(__ARM_FP16_FORMAT_IEEE)
+  typedef _Float16 half __attribute__((vector_size(MAXMIN_VECTOR_BYTES / 2), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const half*>(p), Vec<float>);
+#else
+  float t[kWidth<float>];
+  for (int i = 0; i < kWidth<float>; i++) t[i] = widen(p[i]);
+  return load(t);
+#endif
+}
+
+}  // namespace MAXMIN_ISA
+}  // namespace maxmin
