@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from maxmin_kernels._checks import (
-    STORAGE_DTYPES,
     accumulation_dtype,
     check_indptr,
     check_scalar,

@@ -181,7 +181,6 @@ def em_pass(
         hard,
         temperature,
     )
-    owner, _ = _head_owner(mixture_indptr, w.shape[0], w.device)
     pull, _ = mixture_log_likelihood_bwd(
         torch.ones_like(z),
         margins,

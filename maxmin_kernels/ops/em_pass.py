@@ -71,17 +71,19 @@ def _cpu(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, log_resp, mass, grad_weight = output
     ctx.save_for_backward(mass, grad_weight, inputs[7])
+    ctx.n_plan = len(inputs[-1])
     ctx.mark_non_differentiable(log_resp, mass, grad_weight)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     mass, grad_weight, mixture_indptr = ctx.saved_tensors
     if mixture_indptr is None:
         upstream = grad.expand(mass.shape[0])
     else:
         upstream = grad[reference.owner_of(mixture_indptr, mass.shape[0])]
     by_weight = (upstream[:, None] * grad_weight).to(grad_weight.dtype)
-    return (None, None, by_weight, (upstream * mass).to(grad_weight.dtype), *[None] * 9)
+    by_log_weights = (upstream * mass).to(grad_weight.dtype)
+    return (None, None, by_weight, by_log_weights, *[None] * 8, [None] * ctx.n_plan)
 
 
 define(
