@@ -18,16 +18,16 @@ const char* isa_name(Isa isa);
   (::maxmin::isa() == ::maxmin::Isa::kAvx512 ? ::maxmin::avx512::function(__VA_ARGS__) \
    : ::maxmin::isa() == ::maxmin::Isa::kAvx2 ? ::maxmin::avx2::function(__VA_ARGS__)   \
                                              : ::maxmin::baseline::function(__VA_ARGS__))
-#define MAXMIN_DECLARE(signature)          \
+#define MAXMIN_DECLARE(...)          \
   namespace maxmin {                       \
-  namespace avx512 { signature; }          \
-  namespace avx2 { signature; }            \
-  namespace baseline { signature; }        \
+  namespace avx512 { __VA_ARGS__; }          \
+  namespace avx2 { __VA_ARGS__; }            \
+  namespace baseline { __VA_ARGS__; }        \
   }
 #else
 #define MAXMIN_DISPATCH(function, ...) (::maxmin::baseline::function(__VA_ARGS__))
-#define MAXMIN_DECLARE(signature) \
+#define MAXMIN_DECLARE(...) \
   namespace maxmin {              \
-  namespace baseline { signature; } \
+  namespace baseline { __VA_ARGS__; } \
   }
 #endif
