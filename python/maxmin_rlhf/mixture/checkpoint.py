@@ -1,0 +1,134 @@
+"""Files of a fit: tensors in safetensors, everything else as JSON in its header. One file, replaced whole; no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import fields
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.mixture.fit import Fit, Progress
+from maxmin_rlhf.mixture.solver import State
+
+FORMAT = 1
+
+
+def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    """Replace ``path`` in one step; who reads it sees the old file or the new one, never a part."""
+    from safetensors.torch import save_file
+
+    path = os.fspath(path)
+    header = {"maxmin": json.dumps({"format": FORMAT, "kind": kind, "facts": facts})}
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    os.close(handle)
+    try:
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, header)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and facts of a file that :func:`write` made.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: truncated or foreign file, another kind, another version's format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("maxmin", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: expected a whole file of maxmin, got a truncated or foreign one ({error})"
+        ) from None
+    if not isinstance(header, dict) or "format" not in header:
+        raise ValueError(f"{path}: expected a file of maxmin, got another program's safetensors")
+    if header["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: expected format {FORMAT}, got {header['format']} of another version"
+        )
+    if header["kind"] != kind:
+        raise ValueError(f"{path}: expected a {kind}, got a {header['kind']}")
+    return tensors, header["facts"]
+
+
+def fingerprint(data: PreferenceData) -> str:
+    """A checksum of everything in ``data`` that a fit depends on."""
+    check = 0
+    for name in ("features", "indptr", "chosen", "rejected", "choice_indptr", "weight"):
+        tensor = getattr(data, name)
+        if tensor is not None:
+            flat = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+            check = zlib.crc32(flat.reshape(-1), zlib.crc32(str(tensor.shape).encode(), check))
+    return f"{check:08x}"
+
+
+def save_progress(path: str | PathLike[str], fit: Fit, whole: State | None, facts: Any) -> None:
+    """Keep a fit's progress; ``whole`` is the state of its running phase."""
+    progress = fit.progress
+    tensors = {
+        f"{part}.{f.name}": getattr(state, f.name)
+        for part, state in (
+            ("state", whole),
+            ("pooled", progress.pooled),
+            ("best", progress.best),
+        )
+        if state is not None
+        for f in fields(State)
+    }
+    for name in ("owner", "improved"):
+        if getattr(progress, name) is not None:
+            tensors[name] = getattr(progress, name)
+    stage = {"phase": progress.phase, "repeat": progress.repeat}
+    write(path, "checkpoint of a fit", tensors, {**facts, "progress": stage})
+
+
+def load_progress(path: str | PathLike[str], facts: Any, device: torch.device) -> Progress | None:
+    """The progress kept at ``path``, or None where there is no file.
+
+    Raises:
+        ValueError: it belongs to other data or options; it is damaged or of another version.
+    """
+    if not os.path.exists(path):
+        return None
+    tensors, kept = read(path, "checkpoint of a fit")
+    stage = kept.pop("progress")
+    for name, value in json.loads(json.dumps(facts)).items():
+        if kept.get(name) != value:
+            raise ValueError(
+                f"{os.fspath(path)}: expected a checkpoint with {name} = {value!r}, got {kept.get(name)!r}; "
+                "remove it to start anew"
+            )
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def state(part: str) -> State | None:
+        if f"{part}.theta" not in tensors:
+            return None
+        return State(**{f.name: tensors[f"{part}.{f.name}"] for f in fields(State)})
+
+    return Progress(
+        phase=stage["phase"],
+        repeat=stage["repeat"],
+        state=state("state"),
+        owner=tensors.get("owner"),
+        pooled=state("pooled"),
+        best=state("best"),
+        improved=tensors.get("improved"),
+    )
