@@ -23,7 +23,9 @@ from maxmin_kernels.ops import call
 from maxmin_kernels.plan import EMPlan
 from maxmin_kernels.reference import EMPass
 
-__all__ = ["EMPass", "em_pass"]
+_MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+__all__ = ["EMPass", "em_pass", "last_token_index", "preference_margins", "reward_heads"]
 
 
 def em_pass(
@@ -125,3 +127,109 @@ def em_pass(
             [] if plan is None else plan.tensors,
         )
     )
+
+
+def last_token_index(attention_mask: Tensor, *, validate: bool = False) -> Tensor:
+    """Position of the last real token of each sequence, whichever side is padded.
+
+    Args:
+        attention_mask: ``(B, T)`` bool or integers, nonzero at real tokens; any strides.
+        validate: an empty row is an error (waits for the device).
+
+    Returns:
+        ``(B,)`` int64; -1 for a row without a real token.
+    """
+    check_tensor("attention_mask", attention_mask, ("B", "T"), dtypes=_MASK_DTYPES)
+    index: Tensor = call("last_token_index_fwd", attention_mask)
+    if validate and bool((index < 0).any()):
+        row = int((index < 0).nonzero()[0, 0])
+        raise ValueError(
+            f"attention_mask: expected a real token in every row, got none in row {row}"
+        )
+    return index
+
+
+def _check_heads(weight: Tensor, rows: Tensor, rows_name: str) -> None:
+    """Heads (H, D) for rows (..., D): in the rows' dtype or in float32."""
+    check_tensor("weight", weight, ("H", rows.shape[-1]), device=rows.device)
+    if weight.dtype not in (rows.dtype, torch.float32):
+        raise TypeError(
+            f"weight: expected dtype float32 or that of {rows_name}, {rows.dtype}, got {weight.dtype}"
+        )
+
+
+def reward_heads(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    token_index: Tensor | None = None,
+    *,
+    validate: bool = False,
+) -> Tensor:
+    """Reward logits of several linear heads, of a row of features or of one token of each sequence.
+
+    With ``token_index`` it gathers before it multiplies: only B of the B x T hidden states are read.
+
+    Args:
+        hidden: ``(B, D)``, or ``(B, T, D)`` with ``token_index``; float64, float32, bfloat16 or float16, any strides.
+        weight: ``(H, D)`` in the dtype of ``hidden`` or in float32.
+        bias: ``(H,)``, optional; any of these dtypes.
+        token_index: ``(B,)`` int64, the token to read, as from :func:`last_token_index`. -1 gives a row of NaN
+            and no gradient.
+        validate: an index outside [-1, T) is an error (waits for the device); else it counts as -1.
+
+    Returns:
+        ``(B, H)`` in float32 (float64 for float64 ``hidden``), accumulated in that dtype. Differentiable once; the
+        gradient by ``hidden`` is dense, zero at tokens that were not read.
+
+    Note:
+        Deterministic, whatever the number of threads.
+    """
+    if token_index is None:
+        check_tensor("hidden", hidden, ("B", "D"))
+    else:
+        check_tensor("hidden", hidden, ("B", "T", "D"))
+        n_rows, n_tokens = hidden.shape[:2]
+        check_tensor(
+            "token_index", token_index, (n_rows,), dtypes=(torch.int64,), device=hidden.device
+        )
+        if n_rows > 0 and n_tokens == 0:
+            raise ValueError("hidden: expected at least one token a sequence, got none")
+        if validate and bool(((token_index < -1) | (token_index >= n_tokens)).any()):
+            low, high = int(token_index.min()), int(token_index.max())
+            raise ValueError(
+                f"token_index: expected indices in [-1, {n_tokens}), got {low} to {high}"
+            )
+    _check_heads(weight, hidden, "hidden")
+    if bias is not None:
+        check_tensor("bias", bias, (weight.shape[0],), device=hidden.device)
+    out: Tensor = call("reward_heads_fwd", hidden, weight, bias, token_index)
+    return out
+
+
+def preference_margins(
+    chosen: Tensor, rejected: Tensor, weight: Tensor, *, validate: bool = False
+) -> Tensor:
+    """By how much each head prefers the chosen response: (1), (2) in one pass over the features.
+
+    Args:
+        chosen, rejected: ``(N, D)`` features of either response, of one dtype: float64, float32, bfloat16 or
+            float16, any strides.
+        weight: ``(H, D)`` in the features' dtype or in float32.
+        validate: NaN and infinities in the features are an error (waits for the device).
+
+    Returns:
+        ``(N, H)`` margins in float32 (float64 for float64 features). The differences are taken in that dtype
+        too, so nothing of bfloat16 is lost. Differentiable once, by all three.
+
+    Note:
+        Deterministic, whatever the number of threads. The differences are never stored.
+    """
+    device = check_tensor("chosen", chosen, ("N", "D")).device
+    check_tensor("rejected", rejected, tuple(chosen.shape), dtypes=(chosen.dtype,), device=device)
+    _check_heads(weight, chosen, "chosen")
+    if validate:
+        validate_finite("chosen", chosen)
+        validate_finite("rejected", rejected)
+    out: Tensor = call("preference_margins_fwd", chosen, rejected, weight)
+    return out

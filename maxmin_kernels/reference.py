@@ -224,3 +224,72 @@ def weighted_gram(
         mean = x.new_zeros(n_choices, x.shape[1]).index_add(0, owner, pull)
         grams.append((pull * scale[owner, h, None]).T @ x - (mean * scale[:, h, None]).T @ mean)
     return torch.stack(grams)
+
+
+def _rows_of(hidden: Tensor, token_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(B, D) the rows that heads read, and which of them are there (None: all)."""
+    if token_index is None:
+        return hidden, None
+    present = (token_index >= 0) & (token_index < hidden.shape[1])
+    batch = torch.arange(hidden.shape[0], device=hidden.device)
+    return hidden[batch, torch.where(present, token_index, 0)], present[:, None]
+
+
+def reward_heads(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, token_index: Tensor | None = None
+) -> Tensor:
+    """Reward logits (B, H) of a row, or of one token of a sequence; NaN where there is no such token."""
+    acc = accumulation_dtype(hidden)
+    rows, present = _rows_of(hidden, token_index)
+    out = rows.to(acc) @ weight.to(acc).T
+    if bias is not None:
+        out = out + bias.to(acc)
+    return out if present is None else torch.where(present, out, math.nan)
+
+
+def reward_heads_bwd(
+    grad: Tensor, hidden: Tensor, weight: Tensor, token_index: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the hidden states (zero at tokens that were not read), the weights and the bias."""
+    acc = accumulation_dtype(hidden)
+    rows, present = _rows_of(hidden, token_index)
+    rows, grad = rows.to(acc), grad.to(acc)
+    if present is not None:
+        rows, grad = torch.where(present, rows, 0.0), torch.where(present, grad, 0.0)
+    grad_weight, grad_bias = (grad.T @ rows).to(weight.dtype), grad.sum(0)
+    grad_hidden = (grad @ weight.to(acc)).to(hidden.dtype)
+    if token_index is not None and present is not None:
+        grad_hidden = torch.where(present, grad_hidden, 0.0)
+        at = (
+            torch.arange(hidden.shape[0], device=hidden.device),
+            token_index.where(present[:, 0], 0),
+        )
+        grad_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format).index_put(
+            at, grad_hidden
+        )
+    return grad_hidden, grad_weight, grad_bias
+
+
+def preference_margins(chosen: Tensor, rejected: Tensor, weight: Tensor) -> Tensor:
+    """(1), (2): (N, H) by how much each head prefers the chosen row."""
+    acc = accumulation_dtype(chosen)
+    return (chosen.to(acc) - rejected.to(acc)) @ weight.to(acc).T
+
+
+def preference_margins_bwd(
+    grad: Tensor, chosen: Tensor, rejected: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by both rows' features and by the heads."""
+    acc = accumulation_dtype(chosen)
+    grad = grad.to(acc)
+    grad_chosen = (grad @ weight.to(acc)).to(chosen.dtype)
+    grad_weight = grad.T @ (chosen.to(acc) - rejected.to(acc))
+    return grad_chosen, -grad_chosen, grad_weight.to(weight.dtype)
+
+
+def last_token_index(attention_mask: Tensor) -> Tensor:
+    """(B,) position of the last real token, whichever side is padded; -1 if there is none."""
+    # A leading -1 stands for "none", and serves sequences of length 0 as well.
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    found = torch.where(attention_mask != 0, positions, -1)
+    return torch.cat([found.new_full((found.shape[0], 1), -1), found], 1).amax(1)
