@@ -83,7 +83,12 @@ class PreferenceData:
 
     @classmethod
     def from_arrays(
-        cls, features: Any, annotator: Any, *, comparison: Any = None, weight: Any = None
+        cls,
+        features: Any,
+        annotator: Any,
+        *,
+        comparison: Any = None,
+        weight: Any = None,
     ) -> PreferenceData:
         """From differences of features (rows form).
 
@@ -258,7 +263,11 @@ class PreferenceData:
         """A choice set has one chosen item, and no item twice."""
         if self.choice_indptr is None or self.chosen is None or self.rejected is None:
             return
-        won, lost, owner = self.chosen.numpy(), self.rejected.numpy(), self.row_comparison
+        won, lost, owner = (
+            self.chosen.numpy(),
+            self.rejected.numpy(),
+            self.row_comparison,
+        )
         self._check_chosen(won != won[self.choice_indptr.numpy()[owner]], won)
         by_item = np.lexsort((lost, owner))
         twice = np.flatnonzero((np.diff(owner[by_item]) == 0) & (np.diff(lost[by_item]) == 0))

@@ -35,7 +35,11 @@ def read_preferences(
     if features is not None and items is not None:
         raise ValueError("items: expected ids in chosen and rejected beside it, got features")
     sides = [_names(names) for names in (features, chosen, rejected)]
-    roles: dict[str, Any] = {"annotator": annotator, "comparison": comparison, "weight": weight}
+    roles: dict[str, Any] = {
+        "annotator": annotator,
+        "comparison": comparison,
+        "weight": weight,
+    }
     roles |= dict(zip(("features", "chosen", "rejected"), sides, strict=True))
     table = _Table(path, roles)
     who = table.ids(annotator)
@@ -95,7 +99,7 @@ def _index(
     if unknown.size:
         side, row = divmod(int(unknown[0]), n_rows)
         raise ValueError(
-            f"{('chosen', 'rejected')[side]}: {judged[codes[unknown[0]]]!r} in row {row} is not among the "
+            f"{('chosen', 'rejected')[side]}: {judged.tolist()[codes[unknown[0]]]!r} in row {row} is not among the "
             f"{ids.size} ids of items"
         )
     return features, ids, rows[:n_rows], rows[n_rows:]
@@ -127,7 +131,9 @@ class _Table:
         wanted = [(role, name) for role, names in roles.items() for name in _names(names)]
         if os.path.getsize(self.path) == 0:
             raise ValueError(f"{self.path}: empty file")
-        self._table = _load(self.path, [name for _, name in wanted])
+        self._table = _load(self.path, list(dict.fromkeys(name for _, name in wanted)))
+        if not self.columns:
+            raise ValueError(f"{self.path}: empty file: no columns")
         for role, name in wanted:
             if name not in self.columns:
                 raise ValueError(
@@ -238,14 +244,18 @@ def _load(path: str, columns: list[str]) -> pa.Table:
     try:
         if path.lower().endswith((".parquet", ".pq")):
             with pa.parquet.ParquetFile(path) as file:
-                there = file.schema_arrow.names
-                return file.read(columns=[c for c in columns if c in there] or None)
+                schema = file.schema_arrow
+                if set(columns) <= set(schema.names):
+                    return file.read(columns=columns or None)
+                return schema.empty_table()  # enough to say what is missing
         if name.endswith((".jsonl", ".ndjson")):
-            return pa.json.read_json(path)
+            # A row may hold a long text or many numbers: it must fit a block.
+            options = pa.json.ReadOptions(block_size=1 << 24)
+            return pa.json.read_json(path, read_options=options)
         if name.endswith(".csv"):
             # An empty cell is a missing value, of strings too. "NA" may be somebody's name.
-            options = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-            return pa.csv.read_csv(path, convert_options=options)
+            convert = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+            return pa.csv.read_csv(path, convert_options=convert)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from None
     raise ValueError(
