@@ -72,6 +72,7 @@ def run_python(code: str, **environment: str) -> str:
     """Run a program in a fresh interpreter; what it printed."""
     result = subprocess.run(
         [sys.executable, "-c", code],
+        check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},

@@ -175,14 +175,14 @@ assert torch.equal(weight.grad, rows.sum(0).expand(2, 8)), weight.grad
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(rejected=torch.zeros(3, 4)), ValueError, r"rejected: expected shape \(2, 4\)"),
-        (dict(rejected=torch.zeros(2, 4).double()), TypeError, "rejected: expected dtype float32"),
-        (dict(chosen=torch.zeros(4)), ValueError, r"chosen: expected shape \(N, D\), got \(4,\)"),
-        (dict(weight=torch.zeros(2, 5)), ValueError, r"weight: expected shape \(H, 4\)"),
-        (dict(weight=torch.zeros(2, 4).half()), TypeError, "weight: expected dtype float32 or"),
-        (dict(rejected=torch.zeros(2, 4, device="meta")), ValueError, "rejected: expected device"),
+        ({"rejected": torch.zeros(3, 4)}, ValueError, r"rejected: expected shape \(2, 4\)"),
+        ({"rejected": torch.zeros(2, 4).double()}, TypeError, "rejected: expected dtype float32"),
+        ({"chosen": torch.zeros(4)}, ValueError, r"chosen: expected shape \(N, D\), got \(4,\)"),
+        ({"weight": torch.zeros(2, 5)}, ValueError, r"weight: expected shape \(H, 4\)"),
+        ({"weight": torch.zeros(2, 4).half()}, TypeError, "weight: expected dtype float32 or"),
+        ({"rejected": torch.zeros(2, 4, device="meta")}, ValueError, "rejected: expected device"),
         (
-            dict(chosen=torch.tensor([[0.0] * 4, [torch.nan] * 4]), validate=True),
+            {"chosen": torch.tensor([[0.0] * 4, [torch.nan] * 4]), "validate": True},
             ValueError,
             r"chosen: expected finite numbers, got nan at \(1, 0\) \(row 1\)",
         ),

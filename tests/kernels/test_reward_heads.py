@@ -238,40 +238,40 @@ assert torch.equal(weight.grad, rows.sum(0).expand(2, 8)), weight.grad
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(hidden=torch.zeros(2, 3, 4)), ValueError, r"hidden: expected shape \(B, D\), got"),
+        ({"hidden": torch.zeros(2, 3, 4)}, ValueError, r"hidden: expected shape \(B, D\), got"),
         (
-            dict(hidden=torch.zeros(2, 4).long()),
+            {"hidden": torch.zeros(2, 4).long()},
             TypeError,
             "hidden: expected dtype float64, float32",
         ),
         (
-            dict(weight=torch.zeros(2, 5)),
+            {"weight": torch.zeros(2, 5)},
             ValueError,
             r"weight: expected shape \(H, 4\), got \(2, 5\)",
         ),
         (
-            dict(weight=torch.zeros(2, 4, dtype=torch.float64)),
+            {"weight": torch.zeros(2, 4, dtype=torch.float64)},
             TypeError,
             "weight: expected dtype float32 or that of hidden",
         ),
-        (dict(weight=torch.zeros(2, 4, device="meta")), ValueError, "weight: expected device cpu"),
-        (dict(bias=torch.zeros(3)), ValueError, r"bias: expected shape \(2,\), got \(3,\)"),
+        ({"weight": torch.zeros(2, 4, device="meta")}, ValueError, "weight: expected device cpu"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias: expected shape \(2,\), got \(3,\)"),
         (
-            dict(token_index=torch.zeros(2).long()),
+            {"token_index": torch.zeros(2).long()},
             ValueError,
             r"hidden: expected shape \(B, T, D\)",
         ),
         (
-            dict(hidden=torch.zeros(2, 3, 4), token_index=torch.zeros(2).int()),
+            {"hidden": torch.zeros(2, 3, 4), "token_index": torch.zeros(2).int()},
             TypeError,
             "token_index: expected dtype int64, got int32",
         ),
         (
-            dict(hidden=torch.zeros(2, 3, 4), token_index=torch.tensor([0, 3]), validate=True),
+            {"hidden": torch.zeros(2, 3, 4), "token_index": torch.tensor([0, 3]), "validate": True},
             ValueError,
             r"token_index: expected indices in \[-1, 3\), got 0 to 3",
         ),
-        (dict(hidden=[1.0]), TypeError, "hidden: expected a torch.Tensor, got list"),
+        ({"hidden": [1.0]}, TypeError, "hidden: expected a torch.Tensor, got list"),
     ],
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
