@@ -244,6 +244,14 @@ def test_rows_are_the_callers_not_the_sorted_ones():
         PreferenceData.from_arrays([[0.0], [np.nan], [0], [0]], ["b", "a", "b", "b"])
 
 
+def test_values_are_checked_in_blocks(monkeypatch):
+    monkeypatch.setattr("maxmin_rlhf.data._arrays._CHECKED_AT_ONCE", 8)
+    features = np.zeros((11, 2))
+    features[9, 1] = np.inf
+    with pytest.raises(ValueError, match="got inf in row 9, column 1"):
+        PreferenceData.from_arrays(features, [0] * 11)
+
+
 def test_a_pair_judged_twice_is_allowed():
     data = items(chosen=[0, 0, 1], rejected=[1, 1, 0], annotator=[0, 0, 0])
     assert data.n_comparisons == 3
