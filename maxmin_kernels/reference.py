@@ -44,7 +44,7 @@ def choice_shares(
     m = margins.to(accumulation_dtype(margins))
     if choice_indptr is None:
         log_prob, share = F.logsigmoid(m), torch.sigmoid(-m)
-        owner, n_rows = None, 1.0
+        owner, n_rows = None, m.new_ones(())
     else:
         n_choices = choice_indptr.numel() - 1
         owner = owner_of(choice_indptr, m.shape[0])

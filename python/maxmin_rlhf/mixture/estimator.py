@@ -203,7 +203,8 @@ class PreferenceMixture:
 
     def predict(self, data: PreferenceData) -> NDArray[np.int64]:
         """(A',) the likeliest group of each annotator."""
-        return self.predict_proba(data).argmax(1)
+        groups: NDArray[np.int64] = self.predict_proba(data).argmax(1)
+        return groups
 
     def reward(self, items: Any) -> Array:
         """(M, K) reward of each item ``(M, D)`` to each group, up to an offset that they do not share."""

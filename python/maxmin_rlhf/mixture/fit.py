@@ -155,7 +155,7 @@ class Fit:
         if progress.best is None:
             progress.best, progress.improved = candidates, several
             return
-        index = owner.unique()
+        index = torch.unique(owner)
         gain = candidates.value - progress.best.value[index]
         # Smaller gains are the same optimum, reached a little closer.
         better = gain > 10 * self.tol * candidates.value.abs().clamp_min(1.0)
@@ -167,7 +167,7 @@ class Fit:
     def _best(state: State, owner: Tensor, count: int) -> Tensor:
         """Indices of each problem's ``count`` highest, problems in order."""
         kept = []
-        for problem in owner.unique():
+        for problem in torch.unique(owner):
             members = (owner == problem).nonzero()[:, 0]
             value = state.value[members].nan_to_num(-torch.inf)
             kept.append(members[value.argsort(descending=True, stable=True)[:count]])

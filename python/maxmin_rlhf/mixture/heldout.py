@@ -31,7 +31,8 @@ class HeldOut:
     @property
     def score(self) -> NDArray[np.float64]:
         """(G,) mean a comparison."""
-        return self.total.sum(0) / self.weight.sum()
+        score: NDArray[np.float64] = self.total.sum(0) / self.weight.sum()
+        return score
 
 
 def held_out_score(

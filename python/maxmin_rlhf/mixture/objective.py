@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Objective:
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, data: PreferenceData, **options: float) -> Objective:
+    def of(cls, data: PreferenceData, **options: Any) -> Objective:
         """Build the plan of a data set."""
         plan = mk.em_plan(
             data.indptr,
@@ -102,7 +102,8 @@ class Objective:
         _, share = mk.choice_shares(margins(data, head[None]), data.choice_indptr)
         if data.n_features > _DENSE:
             rows = _differences(data)
-            return thin * (rows.double().square() * (share * (1 - share)).double()).sum(0)
+            diagonal: Tensor = (rows.double().square() * (share * (1 - share)).double()).sum(0)
+            return thin * diagonal
         gram = mk.weighted_gram(
             data.features,
             torch.ones(data.n_annotators, 1, dtype=self.acc, device=share.device),

@@ -202,7 +202,7 @@ class _Folds:
         return np.random.default_rng([self.seed, *purpose.encode()])
 
     def scores(
-        self, data: PreferenceData, name: str, wanted: list[tuple[int, tuple[float, ...]]]
+        self, data: PreferenceData, name: str, wanted: Sequence[tuple[int, tuple[float, ...]]]
     ) -> tuple[Array, Array]:
         """Totals (A, mixtures) and weights (A,) of each annotator's scored comparisons.
 
@@ -231,7 +231,7 @@ class _Folds:
         return totals, weight
 
     def _fit(
-        self, data: PreferenceData, wanted: list[tuple[int, tuple[float, ...]]], fold: int
+        self, data: PreferenceData, wanted: Sequence[tuple[int, tuple[float, ...]]], fold: int
     ) -> Bank:
         objective = Objective.of(place(data, self.device, self.dtype))
         middle = [

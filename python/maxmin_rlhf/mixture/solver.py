@@ -10,6 +10,7 @@ Every mixture keeps its own step and memory. Mixtures that have converged drop o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -245,5 +246,5 @@ def climb(
         while not bool((part.finished | (part.rounds >= max_iter)).any()):
             part = advance(objective, part, preconditioner, tol)
             if on_round is not None:
-                on_round(lambda state=state, active=active, part=part: put(state, active, part))
+                on_round(functools.partial(put, state, active, part))
         state = put(state, active, part)
