@@ -10,10 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maxmin_rlhf.data import PreferenceData
+    from maxmin_rlhf.mixture import (
+        FitWarning,
+        PreferenceMixture,
+        Selection,
+        fit_sweep,
+        select_groups,
+    )
+    from maxmin_rlhf.welfare import solve_maxmin
 
-__all__ = ["PreferenceData"]
+__all__ = [
+    "FitWarning",
+    "PreferenceData",
+    "PreferenceMixture",
+    "Selection",
+    "fit_sweep",
+    "select_groups",
+    "solve_maxmin",
+]
 
-_HOME = {"PreferenceData": "maxmin_rlhf.data"}
+_HOME = {
+    "FitWarning": "maxmin_rlhf.mixture",
+    "PreferenceData": "maxmin_rlhf.data",
+    "PreferenceMixture": "maxmin_rlhf.mixture",
+    "Selection": "maxmin_rlhf.mixture",
+    "fit_sweep": "maxmin_rlhf.mixture",
+    "select_groups": "maxmin_rlhf.mixture",
+    "solve_maxmin": "maxmin_rlhf.welfare",
+}
 
 
 def __getattr__(name: str) -> Any:
