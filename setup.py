@@ -58,7 +58,9 @@ def locate(find, module: str, needed_for: str) -> Path | None:
         message = f"{module} cannot be imported here, so maxmin_kernels.{needed_for} is not built ({error})"
         if choice("MAXMIN_NATIVE") == "1":
             raise SystemExit(f"MAXMIN_NATIVE=1: {message}") from None
-        hint = "; pip install --no-build-isolation uses the installed one" if module == "torch" else ""
+        hint = (
+            "; pip install --no-build-isolation uses the installed one" if module == "torch" else ""
+        )
         print(f"maxmin-kernels: {message}{hint}", file=sys.stderr)
         return None
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.utils.deterministic
@@ -38,7 +37,6 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     random.seed(0)
-    np.random.seed(0)
     torch.manual_seed(0)
 
 

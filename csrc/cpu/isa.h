@@ -14,20 +14,28 @@ const char* isa_name(Isa isa);
 
 // MAXMIN_DISPATCH(f, args...) calls f of the chosen namespace. MAXMIN_X86 is defined where the extra sets are built.
 #ifdef MAXMIN_X86
-#define MAXMIN_DISPATCH(function, ...)                                             \
+#define MAXMIN_DISPATCH(function, ...)                                                 \
   (::maxmin::isa() == ::maxmin::Isa::kAvx512 ? ::maxmin::avx512::function(__VA_ARGS__) \
    : ::maxmin::isa() == ::maxmin::Isa::kAvx2 ? ::maxmin::avx2::function(__VA_ARGS__)   \
                                              : ::maxmin::baseline::function(__VA_ARGS__))
-#define MAXMIN_DECLARE(...)          \
-  namespace maxmin {                       \
-  namespace avx512 { __VA_ARGS__; }          \
-  namespace avx2 { __VA_ARGS__; }            \
-  namespace baseline { __VA_ARGS__; }        \
+#define MAXMIN_DECLARE(...) \
+  namespace maxmin {        \
+  namespace avx512 {        \
+  __VA_ARGS__;              \
+  }                         \
+  namespace avx2 {          \
+  __VA_ARGS__;              \
+  }                         \
+  namespace baseline {      \
+  __VA_ARGS__;              \
+  }                         \
   }
 #else
 #define MAXMIN_DISPATCH(function, ...) (::maxmin::baseline::function(__VA_ARGS__))
 #define MAXMIN_DECLARE(...) \
-  namespace maxmin {              \
-  namespace baseline { __VA_ARGS__; } \
+  namespace maxmin {        \
+  namespace baseline {      \
+  __VA_ARGS__;              \
+  }                         \
   }
 #endif

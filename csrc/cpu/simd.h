@@ -91,7 +91,8 @@ MAXMIN_INLINE T reduce_max(Vec<T> v) {
   return s;
 }
 
-// e^x for x <= 88; below -87 it is 0 (float). NaN stays NaN. Relative error 1 ulp or so. Fused multiply-adds by the compiler.
+// e^x for x <= 88; below -87 it is 0 (float). NaN stays NaN. Relative error 1 ulp or so. Fused multiply-adds by the
+// compiler.
 MAXMIN_INLINE Vec<float> vexp(Vec<float> x) {
   typedef Vec<float> V;
   const V magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits

@@ -1,0 +1,62 @@
+# Everything runs in one environment, .venv, made from constraints.txt on first use. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests that measure nothing share the cores.
+JOBS ?= 2
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help dev build demo test bench lint fmt clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# What the build itself imports comes first: the package is compiled against the torch of this environment.
+$(VENV)/.dependencies: constraints.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel pybind11 cmake ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# Folders are listed too: they change when a file goes away.
+$(VENV)/.native: $(VENV)/.dependencies setup.py $(shell find csrc)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+dev: $(VENV)/.native  ## the environment, with the package installed editable and compiled
+
+build: $(VENV)/.native  ## sdist and wheel in dist/
+	$(BIN)/python -m build --no-isolation
+
+demo: $(VENV)/.native  ## who the households of a real panel are, and what a fair offer is: out/demo/report.md
+	$(BIN)/maxmin demo --out out/demo
+
+# Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
+test: export MALLOC_PERTURB_ = 128
+test: $(VENV)/.native  ## every test; those that take long or measure time run alone
+	$(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow'
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md
+	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/report.py
+
+lint: $(VENV)/.native  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+fmt: $(VENV)/.native  ## rewrite to the style
+	$(BIN)/ruff check -q --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:  ## all that make has made, .venv included
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -f maxmin_kernels/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
