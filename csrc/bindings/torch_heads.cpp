@@ -38,8 +38,8 @@ maxmin_rows describe_rows(const Tensor& features, const Tensor* rejected, const 
 maxmin_heads describe_heads(const Tensor& weight, const void* bias, const maxmin_rows& rows) {
   check_dim(weight, 2, "weight");
   check_size(weight, 1, rows.n_features, "weight");
-  return {weight.size(0), dtype_code(weight, "weight"), weight.const_data_ptr(), weight.stride(0), weight.stride(1),
-          bias};
+  return {
+      weight.size(0), dtype_code(weight, "weight"), weight.const_data_ptr(), weight.stride(0), weight.stride(1), bias};
 }
 
 MaybeTensor checked_index(const Tensor& hidden, const MaybeTensor& token_index) {
@@ -84,13 +84,13 @@ std::tuple<Tensor, Tensor, Tensor> reward_heads_bwd(const Tensor& grad, const Te
   Tensor g = upstream(grad, rows, heads, hidden);
   Tensor grad_hidden = nothing(hidden, hidden.scalar_type()), grad_weight = nothing(weight, weight.scalar_type());
   if (need_hidden)
-    grad_hidden = index ? torch::stable::new_zeros(hidden, hidden.sizes()) : torch::stable::new_empty(hidden, hidden.sizes());
+    grad_hidden =
+        index ? torch::stable::new_zeros(hidden, hidden.sizes()) : torch::stable::new_empty(hidden, hidden.sizes());
   if (need_weight) grad_weight = torch::stable::new_empty(weight, weight.sizes());
   Tensor grad_bias = torch::stable::new_empty(hidden, {heads.n_heads}, accumulation(hidden));
-  int status = maxmin_heads_bwd_cpu(&rows, &heads, g.const_data_ptr(),
-                                    need_hidden ? grad_hidden.mutable_data_ptr() : nullptr, nullptr,
-                                    need_weight ? grad_weight.mutable_data_ptr() : nullptr,
-                                    grad_bias.mutable_data_ptr(), parallel());
+  int status = maxmin_heads_bwd_cpu(
+      &rows, &heads, g.const_data_ptr(), need_hidden ? grad_hidden.mutable_data_ptr() : nullptr, nullptr,
+      need_weight ? grad_weight.mutable_data_ptr() : nullptr, grad_bias.mutable_data_ptr(), parallel());
   check_status(status, "reward_heads");
   return {grad_hidden, grad_weight, grad_bias};
 }
@@ -115,10 +115,10 @@ std::tuple<Tensor, Tensor, Tensor> preference_margins_bwd(const Tensor& grad, co
     grad_rejected = torch::stable::new_empty(rejected, rejected.sizes());
   }
   if (need_weight) grad_weight = torch::stable::new_empty(weight, weight.sizes());
-  int status = maxmin_heads_bwd_cpu(&rows, &heads, g.const_data_ptr(),
-                                    need_features ? grad_chosen.mutable_data_ptr() : nullptr,
-                                    need_features ? grad_rejected.mutable_data_ptr() : nullptr,
-                                    need_weight ? grad_weight.mutable_data_ptr() : nullptr, nullptr, parallel());
+  int status =
+      maxmin_heads_bwd_cpu(&rows, &heads, g.const_data_ptr(), need_features ? grad_chosen.mutable_data_ptr() : nullptr,
+                           need_features ? grad_rejected.mutable_data_ptr() : nullptr,
+                           need_weight ? grad_weight.mutable_data_ptr() : nullptr, nullptr, parallel());
   check_status(status, "preference_margins");
   return {grad_chosen, grad_rejected, grad_weight};
 }

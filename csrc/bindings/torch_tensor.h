@@ -19,16 +19,11 @@ using MaybeTensor = std::optional<Tensor>;
 // The maxmin_dtype of a floating tensor.
 inline int dtype_code(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return MAXMIN_F64;
-    case ScalarType::Float:
-      return MAXMIN_F32;
-    case ScalarType::BFloat16:
-      return MAXMIN_BF16;
-    case ScalarType::Half:
-      return MAXMIN_F16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected dtype float64, float32, bfloat16, float16");
+    case ScalarType::Double: return MAXMIN_F64;
+    case ScalarType::Float: return MAXMIN_F32;
+    case ScalarType::BFloat16: return MAXMIN_BF16;
+    case ScalarType::Half: return MAXMIN_F16;
+    default: STD_TORCH_CHECK(false, name, ": expected dtype float64, float32, bfloat16, float16");
   }
   return -1;
 }

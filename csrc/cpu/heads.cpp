@@ -6,29 +6,17 @@
 #include <stdlib.h>
 
 #include "storage.h"
+#include "tasks.h"
 
 namespace maxmin {
 namespace MAXMIN_ISA {
 namespace {
 
 constexpr int kTile = MAXMIN_VECTOR_BYTES == 64 ? 8 : 4;  // rows held in registers
-constexpr int64_t kChunk = 512;                          // features widened at a time
-constexpr int64_t kWork = 1 << 18;                       // multiply-adds worth a task
-constexpr int64_t kPartials = 64;                        // sums of dW that are kept apart, at most
+constexpr int64_t kChunk = 512;                           // features widened at a time
+constexpr int64_t kWork = 1 << 18;                        // multiply-adds worth a task
+constexpr int64_t kPartials = 64;                         // sums of dW that are kept apart, at most
 
-void run(const maxmin_parallel* parallel, int64_t n_tasks, maxmin_task task, void* context) {
-  if (parallel && parallel->run && n_tasks > 1) {
-    parallel->run(n_tasks, task, context);
-  } else {
-    for (int64_t t = 0; t < n_tasks; t++) task(context, t);
-  }
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Rows of a task, by the size of the work alone.
 int64_t rows_per_task(const maxmin_rows& rows, int64_t n_heads) {
   return most(kTile, ceil_div(kWork, (rows.n_features + 1) * (n_heads + 4)));
 }
@@ -73,8 +61,8 @@ template <class Real>
 MAXMIN_INLINE Real sum_lanes(Vec<Real> v) {
   Real t[kWidth<Real>];
   memcpy(t, &v, sizeof v);
-  MAXMIN_UNROLL for (int half = kWidth<Real> / 2; half > 0; half /= 2)
-    MAXMIN_UNROLL for (int i = 0; i < half; i++) t[i] += t[i + half];
+  MAXMIN_UNROLL for (int half = kWidth<Real> / 2; half > 0; half /= 2) MAXMIN_UNROLL for (int i = 0; i < half; i++)
+      t[i] += t[i + half];
   return t[0];
 }
 
@@ -91,11 +79,10 @@ MAXMIN_INLINE void dots(const Real* x, const Real* w, int64_t stride_head, int64
       MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) sum[r][h] += xd * wd[h];
     }
   }
-  MAXMIN_UNROLL for (int r = 0; r < kTile; r++)
-    MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) {
-      Real s = sum_lanes<Real>(sum[r][h]);
-      if (r < count) out[r * stride_out + h] += s;
-    }
+  MAXMIN_UNROLL for (int r = 0; r < kTile; r++) MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) {
+    Real s = sum_lanes<Real>(sum[r][h]);
+    if (r < count) out[r * stride_out + h] += s;
+  }
 }
 
 template <class Real>
@@ -139,7 +126,7 @@ int forward(const maxmin_rows& rows, const maxmin_heads& heads, void* out, const
   Real* weight = widen_weight<Real>(rows, heads, f.padded);
   if (!weight) return MAXMIN_OUT_OF_MEMORY;
   f.weight = weight;
-  run(parallel, ceil_div(rows.n_rows, f.task_rows), forward_task<T, Real>, &f);
+  run_tasks(parallel, ceil_div(rows.n_rows, f.task_rows), forward_task<T, Real>, &f);
   free(weight);
   return MAXMIN_OK;
 }
@@ -168,7 +155,7 @@ template <class Real>
 struct Backward {
   maxmin_rows rows;
   maxmin_heads heads;
-  const Real* weight;  // widened, (n_heads, padded)
+  const Real* weight;   // widened, (n_heads, padded)
   const Real* nothing;  // (n_heads) zeros: the gradient of an absent row
   int64_t padded, task_rows, n_tasks;
   const Real* grad;
@@ -243,8 +230,8 @@ void reduce_task(void* context, int64_t h) {
 template <class T, class Real>
 int backward(const maxmin_rows& rows, const maxmin_heads& heads, const void* grad, void* grad_features,
              void* grad_rejected, void* grad_weight, void* grad_bias, const maxmin_parallel* parallel) {
-  Backward<Real> f{rows, heads, nullptr, nullptr, 0, 0, 0, static_cast<const Real*>(grad), grad_features,
-                   grad_rejected, grad_weight, grad_bias, nullptr};
+  Backward<Real> f{rows,          heads,         nullptr,     nullptr,   0,      0, 0, static_cast<const Real*>(grad),
+                   grad_features, grad_rejected, grad_weight, grad_bias, nullptr};
   const int64_t n_heads = heads.n_heads;
   const bool sums = grad_weight || grad_bias;
   f.padded = ceil_div(rows.n_features, kWidth<Real>) * kWidth<Real>;
@@ -260,8 +247,8 @@ int backward(const maxmin_rows& rows, const maxmin_heads& heads, const void* gra
     f.weight = weight;
     f.nothing = nothing;
     f.partial = partial;
-    run(parallel, f.n_tasks, backward_task<T, Real>, &f);
-    if (sums) run(parallel, n_heads, reduce_task<Real>, &f);
+    run_tasks(parallel, f.n_tasks, backward_task<T, Real>, &f);
+    if (sums) run_tasks(parallel, n_heads, reduce_task<Real>, &f);
   }
   free(weight);
   free(nothing);

@@ -31,7 +31,8 @@ typedef struct maxmin_heads {
 } maxmin_heads;
 
 // out (n_rows, n_heads) real, contiguous.
-int maxmin_heads_fwd_cpu(const maxmin_rows* rows, const maxmin_heads* heads, void* out, const maxmin_parallel* parallel);
+int maxmin_heads_fwd_cpu(const maxmin_rows* rows, const maxmin_heads* heads, void* out,
+                         const maxmin_parallel* parallel);
 
 // grad (n_rows, n_heads) real, contiguous. Every output may be NULL. All are contiguous; grad_features and
 // grad_rejected have the shape and dtype of what they differentiate, grad_weight that of weight, grad_bias is real.
