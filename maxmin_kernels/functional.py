@@ -19,13 +19,35 @@ from maxmin_kernels._checks import (
     validate_indptr,
     validate_nonnegative,
 )
+from maxmin_kernels._functional_welfare import (
+    DualSolution,
+    MaxMinReduction,
+    Welfare,
+    maxmin_advantages,
+    maxmin_dual,
+    maxmin_reduce,
+    welfare,
+)
 from maxmin_kernels.ops import call
 from maxmin_kernels.plan import EMPlan
 from maxmin_kernels.reference import EMPass
 
 _MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-__all__ = ["EMPass", "em_pass", "last_token_index", "preference_margins", "reward_heads"]
+__all__ = [
+    "DualSolution",
+    "EMPass",
+    "MaxMinReduction",
+    "Welfare",
+    "em_pass",
+    "last_token_index",
+    "maxmin_advantages",
+    "maxmin_dual",
+    "maxmin_reduce",
+    "preference_margins",
+    "reward_heads",
+    "welfare",
+]
 
 
 def em_pass(

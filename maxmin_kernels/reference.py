@@ -14,6 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maxmin_kernels._checks import accumulation_dtype
+from maxmin_kernels._reference_dual import DualSolution as DualSolution
+from maxmin_kernels._reference_dual import maxmin_dual as maxmin_dual
+from maxmin_kernels._reference_dual import maxmin_dual_bwd as maxmin_dual_bwd
+from maxmin_kernels._reference_welfare import maxmin_advantages as maxmin_advantages
+from maxmin_kernels._reference_welfare import maxmin_reduce as maxmin_reduce
+from maxmin_kernels._reference_welfare import maxmin_reduce_bwd as maxmin_reduce_bwd
+from maxmin_kernels._reference_welfare import welfare as welfare
 
 
 class EMPass(NamedTuple):
