@@ -143,11 +143,12 @@ class BuildNative(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:
-            built = Path(self.get_ext_fullpath(extension.name))
+            name = self.get_ext_filename(extension.name)
+            built = Path(self.build_lib) / name
             if built.exists():
-                place(built, ROOT / "maxmin_kernels" / built.name)
+                place(built, ROOT / name)
             else:
-                (ROOT / "maxmin_kernels" / built.name).unlink(missing_ok=True)
+                (ROOT / name).unlink(missing_ok=True)
 
     def get_source_files(self) -> list[str]:
         return []  # MANIFEST.in names them
