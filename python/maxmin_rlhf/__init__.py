@@ -17,13 +17,16 @@ if TYPE_CHECKING:
         fit_sweep,
         select_groups,
     )
-    from maxmin_rlhf.welfare import solve_maxmin
+    from maxmin_rlhf.reward import calibrate
+    from maxmin_rlhf.welfare import evaluate_maxmin, solve_maxmin
 
 __all__ = [
     "FitWarning",
     "PreferenceData",
     "PreferenceMixture",
     "Selection",
+    "calibrate",
+    "evaluate_maxmin",
     "fit_sweep",
     "select_groups",
     "solve_maxmin",
@@ -34,6 +37,8 @@ _HOME = {
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
     "Selection": "maxmin_rlhf.mixture",
+    "calibrate": "maxmin_rlhf.reward",
+    "evaluate_maxmin": "maxmin_rlhf.welfare",
     "fit_sweep": "maxmin_rlhf.mixture",
     "select_groups": "maxmin_rlhf.mixture",
     "solve_maxmin": "maxmin_rlhf.welfare",

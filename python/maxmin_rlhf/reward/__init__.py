@@ -1,0 +1,5 @@
+"""Rewards of the groups: what makes them comparable."""
+
+from maxmin_rlhf.reward.calibration import calibrate
+
+__all__ = ["calibrate"]
