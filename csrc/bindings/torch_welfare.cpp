@@ -34,6 +34,7 @@ struct Welfare {
          array(group_weights, n, "group_weights"),
          array(rank_weights, n, "rank_weights"),
          array(floor, n, "floor")};
+    STD_TORCH_CHECK(c.kind != MAXMIN_LEXIMIN, "kind: leximin is handed over as owa");
     STD_TORCH_CHECK(c.kind != MAXMIN_OWA || c.rank_weights, "rank_weights: owa needs them");
   }
 

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kTile = MAXMIN_VECTOR_BYTES == 64 ? 8 : 4;  // rows held in registers
 constexpr int64_t kChunk = 512;                           // features widened at a time
-constexpr int64_t kWork = 1 << 18;                        // multiply-adds worth a task
+constexpr int64_t kWork = 1 << 20;                        // multiply-adds worth a task
 constexpr int64_t kPartials = 64;                         // sums of dW that are kept apart, at most
 
 int64_t rows_per_task(const maxmin_rows& rows, int64_t n_heads) {
@@ -57,12 +57,16 @@ void pack(const maxmin_rows& rows, int64_t first, int count, int64_t d0, int64_t
   }
 }
 
+// Halves onto halves: a tree, where reduce_add of simd.h would be a chain.
 template <class Real>
 MAXMIN_INLINE Real sum_lanes(Vec<Real> v) {
   Real t[kWidth<Real>];
   memcpy(t, &v, sizeof v);
-  MAXMIN_UNROLL for (int half = kWidth<Real> / 2; half > 0; half /= 2) MAXMIN_UNROLL for (int i = 0; i < half; i++)
-      t[i] += t[i + half];
+  MAXMIN_UNROLL
+  for (int half = kWidth<Real> / 2; half > 0; half /= 2) {
+    MAXMIN_UNROLL
+    for (int i = 0; i < half; i++) t[i] += t[i + half];
+  }
   return t[0];
 }
 

@@ -250,8 +250,7 @@ inline double welfare_row(const maxmin_welfare& w, Scratch& s) {
   for (int64_t k = 0; k < n; k++)
     if (s.u[k] != s.u[k]) return NAN;
   switch (w.kind) {
-    case MAXMIN_MIN:
-    case MAXMIN_LEXIMIN: {
+    case MAXMIN_MIN: {
       const int64_t worst = first_min(s.u, n);
       for (int64_t k = 0; k < n; k++) s.weights[k] = k == worst;
       return s.u[worst];

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from criterion import LAYOUTS
 
 import maxmin_kernels as mk
+from tests.kernels.criterion import LAYOUTS
 
 RIGHT, LEFT, BOTH, HOLES = [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 1, 0]
 

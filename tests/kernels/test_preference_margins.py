@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from criterion import cases, with_layout
-from harness import (
+from torch import Tensor
+
+import maxmin_kernels as mk
+from maxmin_kernels import reference
+from tests.kernels.criterion import cases, with_layout
+from tests.kernels.harness import (
     BACKENDS,
     assert_compiles,
     assert_matches,
@@ -15,10 +19,6 @@ from harness import (
     run_python,
     value_and_grads,
 )
-from torch import Tensor
-
-import maxmin_kernels as mk
-from maxmin_kernels import reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

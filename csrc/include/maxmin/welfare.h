@@ -14,7 +14,7 @@ enum maxmin_welfare_kind {
   MAXMIN_POWER = 4,    // param: p <= 1
   MAXMIN_CVAR = 5,     // param: alpha
   MAXMIN_OWA = 6,      // rank_weights
-  MAXMIN_LEXIMIN = 7,  // as a number it is min: what comes after the worst group only breaks ties
+  MAXMIN_LEXIMIN = 7,  // an order, no number: callers hand over OWA with steep weights; refused here
   MAXMIN_KL = 8,       // param: radius
   MAXMIN_CHI2 = 9,     // param: radius
   MAXMIN_TV = 10,      // param: radius
