@@ -15,17 +15,17 @@ from torch import Tensor
 from maxmin_kernels import _native
 from tests.kernels.criterion import assert_close_enough, upstream
 
-_NEEDS_LIBRARY = (
+NEEDS_LIBRARY = (
     pytest.mark.native,
     pytest.mark.skipif(_native.load() is not None, reason=str(_native.load())),
 )
-BACKENDS = ("reference", pytest.param("cpu", marks=_NEEDS_LIBRARY))
+BACKENDS = ("reference", pytest.param("cpu", marks=NEEDS_LIBRARY))
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def native(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that needs the compiled library."""
-    for mark in _NEEDS_LIBRARY:
+    for mark in NEEDS_LIBRARY:
         test = mark(test)
     return test
 
