@@ -122,7 +122,7 @@ class Fit:
                     log_weights.append(weights)
         device = self.objective.data.features.device
         progress.owner = torch.tensor(owner, device=device)
-        l2 = torch.tensor([self.problems[i].l2 for i in owner], device=device)
+        l2 = torch.tensor([self.problems[i].l2 for i in owner], dtype=torch.float64, device=device)
         width = max(problem.n_groups for problem in self.problems)
         bank = Bank.of([h.to(device) for h in heads], log_weights, l2, width)
         progress.state = start(self.objective, bank, self._preconditioner())
