@@ -34,8 +34,9 @@ def welfare(
         weights = torch.zeros_like(u).scatter(-1, _first_min(u), 1.0)
         value = u.amin(-1)
     elif kind == "softmin":
-        logits = eta.log() - u / param
-        value, weights = -param * logits.logsumexp(-1), logits.softmax(-1)
+        # In float64, as the balls below: with a large tau the logarithm is of a number near one.
+        logits = group_weights.double().log() - u.double() / param
+        value, weights = (-param * logits.logsumexp(-1)).to(acc), logits.softmax(-1).to(acc)
     elif kind == "nash" or (kind == "power" and param < 1):
         undefined = undefined | ((u <= 0) & (eta > 0)).any(-1)
         log_u = torch.where((u > 0) & (eta > 0), u, 1.0).log()
@@ -51,7 +52,7 @@ def welfare(
         weights = _cvar(u, eta, param) if kind == "cvar" else _by_rank(u, rank_weights)
         value = (weights * u).sum(-1)
     elif kind in ("kl", "chi2", "tv", "floor"):
-        # Roots of small sums: in float64 whatever comes in, since they cost nothing beside the batch's rewards.
+        # Roots of small sums: in float64 whatever comes in; that costs nothing beside a batch.
         wide, shares = u.double(), group_weights.double().expand_as(u)
         if kind == "chi2":
             weights = _chi2_ball(wide, shares, param)
