@@ -1,12 +1,11 @@
 // maxmin_kernels._core: what the compiled kernels offer without torch.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "core_arrays.h"
 #include "isa.h"
 
 namespace py = pybind11;
@@ -35,7 +34,7 @@ py::dict build_info() {
 #endif
   info["instruction_sets"] = compiled;
   info["instruction_set"] = maxmin::isa_name(maxmin::isa());
-  info["threads"] = std::thread::hardware_concurrency();
+  info["threads"] = maxmin::core::num_threads();
   info["cuda_archs"] = split(MAXMIN_CUDA_ARCHS);
   return info;
 }
@@ -47,4 +46,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", &build_info,
         "What was compiled: version, compiler, instruction_sets (compiled), instruction_set (in use), threads, "
         "cuda_archs.");
+  maxmin::core::bind_heads(m);
+  maxmin::core::bind_welfare(m);
 }
