@@ -229,7 +229,7 @@ def maxmin_advantages(
     acc = accumulation_dtype(rewards)
     there = ~rewards.isnan()
     r = torch.where(there, rewards.to(acc), 0.0)
-    count = there.sum(1, keepdim=True)
+    count = there.sum(1, keepdim=True).to(acc)  # a ratio of integers would be a float32
     centred = torch.where(there, r - r.sum(1, keepdim=True) / count.clamp_min(1), 0.0)
     deviation = centred
     if leave_one_out:
@@ -237,7 +237,6 @@ def maxmin_advantages(
     if scale == "group":
         spread = (deviation.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
         centred = centred / (spread + eps)
-    # Products, not a matrix product: a weight of zero times an infinite reward must not be hidden by its order.
     advantages = (centred * weights.to(acc)).sum(-1)
     if scale in ("prompt", "batch"):
         squares = (deviation * weights.to(acc)).sum(-1).square().sum(1, keepdim=True)
