@@ -19,6 +19,13 @@ _REACH = 6.0  # nats: the squared length of a random deviation
 _SEEDS = 512  # annotators among whom far ones are sought
 
 
+def _inverse_root(curvature: Tensor, objective: Objective) -> Tensor:
+    """1 / sqrt; 0 where the data tell nothing: there all heads stay with the pooled one."""
+    rounding = 1e-10 if objective.acc == torch.float64 else 1e-6
+    told = curvature > rounding * curvature.max()
+    return torch.where(told, curvature.clamp_min(1e-300).rsqrt(), 0.0)
+
+
 @dataclass(frozen=True)
 class Landscape:
     """The pooled head and what deviations from it look like.
@@ -42,11 +49,11 @@ class Landscape:
         chosen = np.sort(rng.permutation(n)[:_SEEDS])
         pulls = objective.annotator_pulls(head, torch.from_numpy(chosen))
         if pooled.dim() == 1:
-            root = (pooled / n).clamp_min(1e-12 * pooled.max() / n).rsqrt()
+            root = _inverse_root(pooled / n, objective)
             seeds = pulls * root
         else:
             values, vectors = torch.linalg.eigh(pooled / n)
-            root = vectors * values.clamp_min(1e-8 * values.max()).rsqrt()
+            root = vectors * _inverse_root(values, objective)
             seeds = pulls @ root
         # Half way to the annotator's own optimum: the ridge is as strong as their comparisons.
         return cls(head, root, 0.5 * seeds)
