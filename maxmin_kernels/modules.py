@@ -193,7 +193,7 @@ class MaxMinReduce(nn.Module):
             raise ValueError(f"n_groups: expected at least 1, got {n_groups}")
         check_scalar("momentum", momentum, low=0.0, high=1.0, high_open=True)
         self.n_groups, self.kind, self.momentum = n_groups, kind, momentum
-        self.scalars = {"tau": tau, "alpha": alpha, "p": p, "radius": radius}
+        self.tau, self.alpha, self.p, self.radius = tau, alpha, p, radius
         self.register_buffer("running", torch.full((n_groups,), math.nan))
         self.register_buffer("group_weights", group_weights)
         self.register_buffer("floor", floor)
@@ -208,9 +208,12 @@ class MaxMinReduce(nn.Module):
             mask,
             running=self.running,
             group_weights=self.group_weights,
+            tau=self.tau,
+            alpha=self.alpha,
+            p=self.p,
+            radius=self.radius,
             floor=self.floor,
             rank_weights=self.rank_weights,
-            **self.scalars,
         )
 
     def forward(self, rewards: Tensor, mask: Tensor | None = None) -> functional.MaxMinReduction:
@@ -225,5 +228,6 @@ class MaxMinReduce(nn.Module):
         return result
 
     def extra_repr(self) -> str:
-        given = "".join(f", {n}={v}" for n, v in self.scalars.items() if v is not None)
+        scalars = {"tau": self.tau, "alpha": self.alpha, "p": self.p, "radius": self.radius}
+        given = "".join(f", {n}={v}" for n, v in scalars.items() if v is not None)
         return f"{self.n_groups}, kind={self.kind!r}{given}, momentum={self.momentum}"

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "lanes.h"
 #include "storage.h"
 #include "tasks.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int kTile = MAXMIN_VECTOR_BYTES == 64 ? 8 : 4;  // rows held in registers
 constexpr int64_t kChunk = 512;                           // features widened at a time
+constexpr int64_t kBlock = 64;                            // rows that go through a chunk one after the other
 constexpr int64_t kWork = 1 << 20;                        // multiply-adds worth a task
 constexpr int64_t kPartials = 64;                         // sums of dW that are kept apart, at most
 
@@ -21,14 +23,26 @@ int64_t rows_per_task(const maxmin_rows& rows, int64_t n_heads) {
   return most(kTile, ceil_div(kWork, (rows.n_features + 1) * (n_heads + 4)));
 }
 
-// Heads in the accumulation type, each padded with zeros to whole vectors.
 template <class Real>
-Real* widen_weight(const maxmin_rows& rows, const maxmin_heads& heads, int64_t padded) {
-  Real* weight = static_cast<Real*>(calloc(most(1, heads.n_heads * padded), sizeof(Real)));
+int64_t whole_vectors(int64_t n) {
+  return ceil_div(n, kWidth<Real>) * kWidth<Real>;
+}
+
+// From one head to the next, in W and dW: an odd number of cache lines, or heads would share few sets of the cache.
+template <class Real>
+int64_t head_stride(int64_t n_features) {
+  constexpr int64_t line = 64 / sizeof(Real);
+  return (ceil_div(n_features, line) | 1) * line;
+}
+
+// Heads in the accumulation type, padded with zeros.
+template <class Real>
+Real* widen_weight(const maxmin_rows& rows, const maxmin_heads& heads, int64_t stride) {
+  Real* weight = static_cast<Real*>(calloc(most(1, heads.n_heads * stride), sizeof(Real)));
   if (!weight) return nullptr;
   for (int64_t h = 0; h < heads.n_heads; h++)
     widen_any(heads.weight, heads.dtype, h * heads.stride_head, heads.stride_feature, rows.n_features,
-              weight + h * padded);
+              weight + h * stride);
   return weight;
 }
 
@@ -57,44 +71,32 @@ void pack(const maxmin_rows& rows, int64_t first, int count, int64_t d0, int64_t
   }
 }
 
-// Halves onto halves: a tree, where reduce_add of simd.h would be a chain.
-template <class Real>
-MAXMIN_INLINE Real sum_lanes(Vec<Real> v) {
-  Real t[kWidth<Real>];
-  memcpy(t, &v, sizeof v);
-  MAXMIN_UNROLL
-  for (int half = kWidth<Real> / 2; half > 0; half /= 2) {
-    MAXMIN_UNROLL
-    for (int i = 0; i < half; i++) t[i] += t[i + half];
-  }
-  return t[0];
-}
-
 // out[r][h] += x[r] . w[h] for a tile of rows and kHeads heads.
 template <class Real, int kHeads>
 MAXMIN_INLINE void dots(const Real* x, const Real* w, int64_t stride_head, int64_t n, int count, Real* out,
                         int64_t stride_out) {
-  Vec<Real> sum[kTile][kHeads] = {};
+  constexpr int kSums = kTile * kHeads, kAtOnce = kSums < kWidth<Real> ? kSums : kWidth<Real>;
+  Vec<Real> sum[kSums] = {};  // (kTile, kHeads)
   for (int64_t d = 0; d < n; d += kWidth<Real>) {
     Vec<Real> wd[kHeads];
     MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) wd[h] = load(w + h * stride_head + d);
     MAXMIN_UNROLL for (int r = 0; r < kTile; r++) {
       Vec<Real> xd = load(x + r * kChunk + d);
-      MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) sum[r][h] += xd * wd[h];
+      MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) sum[r * kHeads + h] += xd * wd[h];
     }
   }
-  MAXMIN_UNROLL for (int r = 0; r < kTile; r++) MAXMIN_UNROLL for (int h = 0; h < kHeads; h++) {
-    Real s = sum_lanes<Real>(sum[r][h]);
-    if (r < count) out[r * stride_out + h] += s;
-  }
+  Real total[kSums + kWidth<Real>] = {};
+  MAXMIN_UNROLL for (int i = 0; i < kSums; i += kAtOnce) store(total + i, sum_each<Real, kAtOnce>(sum + i));
+  for (int r = 0; r < count; r++)
+    for (int h = 0; h < kHeads; h++) out[r * stride_out + h] += total[r * kHeads + h];
 }
 
 template <class Real>
 struct Forward {
   maxmin_rows rows;
   maxmin_heads heads;
-  const Real* weight;  // widened, (n_heads, padded)
-  int64_t padded, task_rows;
+  const Real* weight;  // widened, (n_heads, stride)
+  int64_t stride, task_rows;
   Real* out;
 };
 
@@ -104,30 +106,31 @@ void forward_task(void* context, int64_t task) {
   const int64_t n_heads = f.heads.n_heads, end = least(f.rows.n_rows, (task + 1) * f.task_rows);
   const Real* bias = static_cast<const Real*>(f.heads.bias);
   Real x[kTile * kChunk];
-  for (int64_t i = task * f.task_rows; i < end; i += kTile) {
-    int count = (int)least(kTile, end - i);
-    Real* out = f.out + i * n_heads;
-    for (int r = 0; r < count; r++) {
-      bool absent = offset_of(f.rows, i + r) < 0;
-      for (int64_t h = 0; h < n_heads; h++)
-        out[r * n_heads + h] = absent ? (Real)__builtin_nan("") : bias ? bias[h] : Real(0);
-    }
-    for (int64_t d = 0; d < f.rows.n_features; d += kChunk) {
-      int64_t n = least(kChunk, f.rows.n_features - d), n_padded = least(kChunk, f.padded - d);
-      pack<T>(f.rows, i, count, d, n, n_padded, x);
-      int64_t h = 0;
-      for (; h + 2 <= n_heads; h += 2)
-        dots<Real, 2>(x, f.weight + h * f.padded + d, f.padded, n_padded, count, out + h, n_heads);
-      if (h < n_heads) dots<Real, 1>(x, f.weight + h * f.padded + d, f.padded, n_padded, count, out + h, n_heads);
-    }
+  for (int64_t i = task * f.task_rows; i < end; i++) {
+    const bool absent = offset_of(f.rows, i) < 0;
+    for (int64_t h = 0; h < n_heads; h++)
+      f.out[i * n_heads + h] = absent ? (Real)__builtin_nan("") : bias ? bias[h] : Real(0);
   }
+  for (int64_t block = task * f.task_rows; block < end; block += kBlock)
+    for (int64_t d = 0; d < f.rows.n_features; d += kChunk)
+      for (int64_t i = block; i < least(block + kBlock, end); i += kTile) {
+        const int count = (int)least(kTile, end - i);
+        const int64_t n = least(kChunk, f.rows.n_features - d), n_padded = whole_vectors<Real>(n);
+        pack<T>(f.rows, i, count, d, n, n_padded, x);
+        const Real* w = f.weight + d;
+        Real* out = f.out + i * n_heads;
+        int64_t h = 0;
+        for (; h + 2 <= n_heads; h += 2)
+          dots<Real, 2>(x, w + h * f.stride, f.stride, n_padded, count, out + h, n_heads);
+        if (h < n_heads) dots<Real, 1>(x, w + h * f.stride, f.stride, n_padded, count, out + h, n_heads);
+      }
 }
 
 template <class T, class Real>
 int forward(const maxmin_rows& rows, const maxmin_heads& heads, void* out, const maxmin_parallel* parallel) {
   Forward<Real> f{rows, heads, nullptr, 0, rows_per_task(rows, heads.n_heads), static_cast<Real*>(out)};
-  f.padded = ceil_div(rows.n_features, kWidth<Real>) * kWidth<Real>;
-  Real* weight = widen_weight<Real>(rows, heads, f.padded);
+  f.stride = head_stride<Real>(rows.n_features);
+  Real* weight = widen_weight<Real>(rows, heads, f.stride);
   if (!weight) return MAXMIN_OUT_OF_MEMORY;
   f.weight = weight;
   run_tasks(parallel, ceil_div(rows.n_rows, f.task_rows), forward_task<T, Real>, &f);
@@ -159,13 +162,34 @@ template <class Real>
 struct Backward {
   maxmin_rows rows;
   maxmin_heads heads;
-  const Real* weight;   // widened, (n_heads, padded)
+  const Real* weight;   // widened, (n_heads, stride)
   const Real* nothing;  // (n_heads) zeros: the gradient of an absent row
-  int64_t padded, task_rows, n_tasks;
+  int64_t stride, task_rows, n_tasks;
   const Real* grad;
   void *grad_features, *grad_rejected, *grad_weight, *grad_bias;
-  Real* partial;  // (n_tasks, n_heads, padded + 1): each task's dW and, last, db
+  Real* partial;  // (n_tasks, n_heads, stride + 1): each task's dW and, last, db
 };
+
+// n features, from d on, of row i's gradient to where it belongs.
+template <class T, class Real>
+void write_features(const Backward<Real>& f, int64_t i, int64_t d, int64_t n, Real* dx) {
+  const int64_t row = f.rows.token_index ? i * f.rows.n_tokens + f.rows.token_index[i] : i;
+  const int64_t at = row * f.rows.n_features + d;
+  if (f.grad_features) narrow_row(dx, n, static_cast<T*>(f.grad_features) + at);
+  if (!f.grad_rejected) return;
+  for (int64_t j = 0; j < n; j++) dx[j] = -dx[j];
+  narrow_row(dx, n, static_cast<T*>(f.grad_rejected) + at);
+}
+
+// db of a block of rows, summed before it is added: sums of sums keep their digits over many rows.
+template <class Real>
+void sum_grads(const Backward<Real>& f, int64_t begin, int64_t end, Real* db) {
+  for (int64_t h = 0; h < f.heads.n_heads; h++) {
+    Real sum = 0;
+    for (int64_t i = begin; i < end; i++) sum += offset_of(f.rows, i) < 0 ? Real(0) : f.grad[i * f.heads.n_heads + h];
+    db[h] += sum;
+  }
+}
 
 template <class T, class Real>
 void backward_task(void* context, int64_t task) {
@@ -173,43 +197,32 @@ void backward_task(void* context, int64_t task) {
   const int64_t n_heads = f.heads.n_heads, n_features = f.rows.n_features;
   const int64_t end = least(f.rows.n_rows, (task + 1) * f.task_rows);
   const bool features = f.grad_features || f.grad_rejected, weight = f.grad_weight;
-  Real* dw = f.partial + task * n_heads * (f.padded + 1);
-  Real* db = dw + n_heads * f.padded;
+  Real* dw = f.partial ? f.partial + task * n_heads * (f.stride + 1) : nullptr;
+  Real* db = dw ? dw + n_heads * f.stride : nullptr;
   Real x[kTile * kChunk], dx[kTile * kChunk];
-  for (int64_t i = task * f.task_rows; i < end; i += kTile) {
-    int count = (int)least(kTile, end - i);
-    const Real* g[kTile];
-    for (int r = 0; r < kTile; r++) {
-      bool absent = r >= count || offset_of(f.rows, i + r) < 0;
-      g[r] = absent ? f.nothing : f.grad + (i + r) * n_heads;
-    }
-    if (f.partial)
-      for (int64_t h = 0; h < n_heads; h++) {
-        Real sum = 0;
-        for (int r = 0; r < kTile; r++) sum += g[r][h];
-        db[h] += sum;
-      }
-    for (int64_t d = 0; d < n_features; d += kChunk) {
-      int64_t n = least(kChunk, n_features - d), n_padded = least(kChunk, f.padded - d);
-      const Real* w = f.weight + d;
-      if (weight) pack<T>(f.rows, i, count, d, n, n_padded, x);
-      if (features && weight)
-        pull_back<Real, true, true>(g, x, w, f.padded, n_heads, n_padded, dx, dw + d);
-      else if (features)
-        pull_back<Real, true, false>(g, x, w, f.padded, n_heads, n_padded, dx, nullptr);
-      else if (weight)
-        pull_back<Real, false, true>(g, x, w, f.padded, n_heads, n_padded, nullptr, dw + d);
-      for (int r = 0; features && r < count; r++) {
-        if (g[r] == f.nothing) continue;
-        int64_t row = f.rows.token_index ? (i + r) * f.rows.n_tokens + f.rows.token_index[i + r] : i + r;
-        Real* out = dx + r * kChunk;
-        if (f.grad_features) narrow_row(out, n, static_cast<T*>(f.grad_features) + row * n_features + d);
-        if (f.grad_rejected) {
-          for (int64_t j = 0; j < n; j++) out[j] = -out[j];
-          narrow_row(out, n, static_cast<T*>(f.grad_rejected) + row * n_features + d);
+  for (int64_t block = task * f.task_rows; block < end; block += kBlock) {
+    const int64_t block_end = least(block + kBlock, end);
+    if (db) sum_grads(f, block, block_end, db);
+    for (int64_t d = 0; d < n_features; d += kChunk)
+      for (int64_t i = block; i < block_end; i += kTile) {
+        const int count = (int)least(kTile, end - i);
+        const int64_t n = least(kChunk, n_features - d), n_padded = whole_vectors<Real>(n);
+        const Real* g[kTile];
+        for (int r = 0; r < kTile; r++) {
+          const bool absent = r >= count || offset_of(f.rows, i + r) < 0;
+          g[r] = absent ? f.nothing : f.grad + (i + r) * n_heads;
         }
+        const Real* w = f.weight + d;
+        if (weight) pack<T>(f.rows, i, count, d, n, n_padded, x);
+        if (features && weight)
+          pull_back<Real, true, true>(g, x, w, f.stride, n_heads, n_padded, dx, dw + d);
+        else if (features)
+          pull_back<Real, true, false>(g, x, w, f.stride, n_heads, n_padded, dx, nullptr);
+        else if (weight)
+          pull_back<Real, false, true>(g, x, w, f.stride, n_heads, n_padded, nullptr, dw + d);
+        for (int r = 0; features && r < count; r++)
+          if (g[r] != f.nothing) write_features<T>(f, i + r, d, n, dx + r * kChunk);
       }
-    }
   }
 }
 
@@ -217,15 +230,15 @@ void backward_task(void* context, int64_t task) {
 template <class Real>
 void reduce_task(void* context, int64_t h) {
   const Backward<Real>& f = *static_cast<const Backward<Real>*>(context);
-  const int64_t n_heads = f.heads.n_heads, size = n_heads * (f.padded + 1);
-  Real* sum = f.partial + h * f.padded;
+  const int64_t n_heads = f.heads.n_heads, size = n_heads * (f.stride + 1);
+  Real* sum = f.partial + h * f.stride;
   Real bias = 0;
   for (int64_t t = 0; t < f.n_tasks; t++) {
     const Real* next = f.partial + t * size;
-    bias += next[n_heads * f.padded + h];
-    next += h * f.padded;
+    bias += next[n_heads * f.stride + h];
+    next += h * f.stride;
     if (t > 0 && f.grad_weight)
-      for (int64_t d = 0; d < f.padded; d++) sum[d] += next[d];
+      for (int64_t d = 0; d < f.stride; d++) sum[d] += next[d];
   }
   if (f.grad_weight) narrow_any(sum, f.rows.n_features, f.grad_weight, f.heads.dtype, h * f.rows.n_features);
   if (f.grad_bias) static_cast<Real*>(f.grad_bias)[h] = bias;
@@ -238,14 +251,14 @@ int backward(const maxmin_rows& rows, const maxmin_heads& heads, const void* gra
                    grad_features, grad_rejected, grad_weight, grad_bias, nullptr};
   const int64_t n_heads = heads.n_heads;
   const bool sums = grad_weight || grad_bias;
-  f.padded = ceil_div(rows.n_features, kWidth<Real>) * kWidth<Real>;
+  f.stride = ceil_div(rows.n_features, kWidth<Real>) * kWidth<Real>;
   f.task_rows = rows_per_task(rows, 2 * n_heads);
-  if (sums) f.task_rows = most(f.task_rows, ceil_div(rows.n_rows, kPartials));
+  if (sums) f.task_rows = most(most(f.task_rows, kBlock), ceil_div(rows.n_rows, kPartials));  // few rows: one sum
   f.n_tasks = ceil_div(rows.n_rows, f.task_rows);
-  Real* weight = widen_weight<Real>(rows, heads, f.padded);
+  Real* weight = widen_weight<Real>(rows, heads, f.stride);
   Real* nothing = static_cast<Real*>(calloc(most(1, n_heads), sizeof(Real)));
   Real* partial = nullptr;
-  if (sums) partial = static_cast<Real*>(calloc(most(1, f.n_tasks) * most(1, n_heads) * (f.padded + 1), sizeof(Real)));
+  if (sums) partial = static_cast<Real*>(calloc(most(1, f.n_tasks) * most(1, n_heads) * (f.stride + 1), sizeof(Real)));
   int status = weight && nothing && (partial || !sums) ? MAXMIN_OK : MAXMIN_OUT_OF_MEMORY;
   if (status == MAXMIN_OK) {
     f.weight = weight;
