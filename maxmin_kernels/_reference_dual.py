@@ -79,6 +79,10 @@ def maxmin_dual(
     rewards: Tensor, beta: float, weights: Tensor | None, tol: float, max_iter: int
 ) -> DualSolution:
     """(13)-(15); with ``weights`` nothing is solved, they are evaluated."""
+    if rewards.numel() == 0:
+        nothing = rewards.new_full((rewards.shape[2],), torch.nan, dtype=torch.float64)
+        one = nothing.new_full((), torch.nan)
+        return DualSolution(nothing, one, nothing, one, nothing.new_zeros(rewards.shape[0]))
     samples = _samples(rewards)
     w = _solve(samples, beta, tol, max_iter) if weights is None else weights.double()
     policy = samples.policy(samples.rewards @ w, beta)
@@ -90,6 +94,8 @@ def maxmin_dual(
 
 def maxmin_dual_bwd(grad_value: Tensor, rewards: Tensor, weights: Tensor, beta: float) -> Tensor:
     """Gradient of D(w*) by the rewards: by Danskin w* counts as fixed."""
+    if rewards.numel() == 0:
+        return torch.zeros_like(rewards)
     samples = _samples(rewards)
     policy = samples.policy(samples.rewards @ weights, beta) * samples.share[:, None]
     grad = grad_value * policy[..., None] * weights
