@@ -87,6 +87,7 @@ def solve_maxmin(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    beta, tol = _plain(beta), _plain(tol)
     r = _calibrated(rewards, calibrate)
     shares = _shares(group_weights, r)
     if objective == "per_sample_min":
@@ -114,10 +115,16 @@ def evaluate_maxmin(
         weights: ``(K,)`` on the simplex, for instance ``solution.weights``.
         beta, calibrate: as given to :func:`solve_maxmin`.
     """
+    beta = _plain(beta)
     r = _calibrated(rewards, calibrate)
     w = torch.as_tensor(np.asarray(weights, np.float64)).to(r.device)
     dual = functional.maxmin_dual(r, beta, weights=w, validate=True)
     return _solution(r, r @ dual.weights, beta, dual, dual.weights, float(dual.gap))
+
+
+def _plain(number: float) -> float:
+    """NumPy's numbers as Python's."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def _calibrated(rewards: Any, method: str | None) -> Tensor:
