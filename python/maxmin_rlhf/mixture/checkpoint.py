@@ -69,15 +69,21 @@ def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], Any]:
     return tensors, header["facts"]
 
 
-def fingerprint(data: PreferenceData) -> str:
-    """A checksum of everything in ``data`` that a fit depends on."""
+def checksum(*tensors: Tensor | None) -> str:
+    """Of the shapes and bytes of some tensors."""
     check = 0
-    for name in ("features", "indptr", "chosen", "rejected", "choice_indptr", "weight"):
-        tensor = getattr(data, name)
+    for tensor in tensors:
         if tensor is not None:
             flat = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
             check = zlib.crc32(flat.reshape(-1), zlib.crc32(str(tensor.shape).encode(), check))
     return f"{check:08x}"
+
+
+def fingerprint(data: PreferenceData) -> str:
+    """A checksum of everything in ``data`` that a fit or a split depends on."""
+    names = ("features", "indptr", "chosen", "rejected", "choice_indptr", "weight")
+    items = torch.from_numpy(data.item_codes) if data.has_items else None
+    return checksum(*(getattr(data, name) for name in names), items)
 
 
 def save_progress(path: str | PathLike[str], fit: Fit, whole: State | None, facts: Any) -> None:
@@ -96,12 +102,14 @@ def save_progress(path: str | PathLike[str], fit: Fit, whole: State | None, fact
     for name in ("owner", "improved"):
         if getattr(progress, name) is not None:
             tensors[name] = getattr(progress, name)
-    stage = {"phase": progress.phase, "repeat": progress.repeat}
+    stage = {"seed": list(fit.seed), "phase": progress.phase, "repeat": progress.repeat}
     write(path, "checkpoint of a fit", tensors, {**facts, "progress": stage})
 
 
-def load_progress(path: str | PathLike[str], facts: Any, device: torch.device) -> Progress | None:
-    """The progress kept at ``path``, or None where there is no file.
+def load_progress(
+    path: str | PathLike[str], facts: Any, device: torch.device
+) -> tuple[Progress, list[int]] | None:
+    """The progress kept at ``path`` and the seed that it was made with, or None where there is no file.
 
     Raises:
         ValueError: it belongs to other data or options; it is damaged or of another version.
@@ -123,7 +131,7 @@ def load_progress(path: str | PathLike[str], facts: Any, device: torch.device) -
             return None
         return State(**{f.name: tensors[f"{part}.{f.name}"] for f in fields(State)})
 
-    return Progress(
+    progress = Progress(
         phase=stage["phase"],
         repeat=stage["repeat"],
         state=state("state"),
@@ -132,3 +140,4 @@ def load_progress(path: str | PathLike[str], facts: Any, device: torch.device) -
         best=state("best"),
         improved=tensors.get("improved"),
     )
+    return progress, stage["seed"]

@@ -112,7 +112,7 @@ class PreferenceMixture:
         self.tol = check_number("tol", tol, 0.0)
         self.backend, self.device = backend, device
         self.dtype = as_dtype(dtype)
-        self.random_state, self.verbose = random_state, verbose
+        self.random_state, self.verbose = check_seed(random_state), verbose
 
     # ---- fitting
 
@@ -377,7 +377,7 @@ def fit_problems(
         init=first.init if isinstance(first.init, str) else [_heads(first.init, first, data)],
         max_iter=first.max_iter,
         tol=first.tol,
-        seed=(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed,),
+        seed=[fresh_seed() if seed is None else seed],
     )
     facts: dict[str, Any] = {}
     if checkpoint is not None:
@@ -385,11 +385,12 @@ def fit_problems(
             "data": files.fingerprint(placed),
             "problems": [[p.n_groups, p.l2] for p in fit.problems],
             "options": [fit.n_init, fit.max_iter, fit.tol, *first._options().values()],
-            "init": fit.init if isinstance(fit.init, str) else "heads",
+            "init": fit.init if isinstance(fit.init, str) else files.checksum(fit.init[0]),
             "random_state": seed,
         }
-        progress = files.load_progress(checkpoint, facts, placed.features.device)
-        fit.progress = progress or fit.progress
+        kept = files.load_progress(checkpoint, facts, placed.features.device)
+        if kept is not None:
+            fit.progress, fit.seed = kept
     watch = Watch(checkpoint, facts, first.verbose)
     fit.on_round = watch
     with mk.backend(first.backend):
@@ -401,6 +402,11 @@ def fit_problems(
             mixture._adopt(objective, take(best, torch.tensor([i])), data.annotators_)
     if checkpoint is not None and os.path.exists(checkpoint):
         os.unlink(checkpoint)
+
+
+def fresh_seed() -> int:
+    """From the system's entropy."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
 
 
 def place(
@@ -437,13 +443,18 @@ def _heads(init: Any, mixture: PreferenceMixture, data: PreferenceData) -> Tenso
     return heads
 
 
-def check_count(name: str, value: Any) -> int:
-    """A whole number of at least 1."""
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """A whole number of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
     return int(value)
+
+
+def check_seed(value: Any) -> int | None:
+    """A whole number of at least 0, or None."""
+    return None if value is None else check_count("random_state", value, 0)
 
 
 def check_number(name: str, value: Any, low: float, open_low: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ def held_out_score(
     total = torch.zeros(data.n_annotators, len(bank), dtype=torch.float64, device=owner.device)
     ends = bank.mixture_indptr.tolist()
     packed = bank.pack(bank.heads)
-    for g, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for g, (begin, end) in enumerate(itertools.pairwise(ends)):
         log_prob, _ = mk.choice_shares(
             margins(rest, packed[begin:end]), rest.choice_indptr, label_noise=label_noise
         )

@@ -30,7 +30,9 @@ from maxmin_rlhf.mixture.estimator import (
     as_dtype,
     check_count,
     check_number,
+    check_seed,
     fit_problems,
+    fresh_seed,
     place,
 )
 from maxmin_rlhf.mixture.fit import Fit, Problem
@@ -124,9 +126,8 @@ def select_groups(
         )
     if split == "auto":
         split = "item" if data.has_items else "comparison"
-    entropy = (
-        np.random.SeedSequence().generate_state(1)[0] if random_state is None else random_state
-    )
+    random_state = check_seed(random_state)
+    seed = fresh_seed() if random_state is None else random_state
     folds = _Folds(
         data=data,
         n_folds=n_folds,
@@ -135,14 +136,14 @@ def select_groups(
         backend=backend,
         device=device,
         dtype=as_dtype(dtype),
-        seed=int(entropy),
+        seed=seed,
         notes=_Notes(checkpoint, verbose, n_folds),
     )
     folds.notes.open(
         {
             "data": files.fingerprint(data),
             "options": [sizes, n_init, l2, split, n_folds, str(dtype), random_state],
-            "seed": None if random_state is None else int(entropy),
+            "seed": random_state,
         }
     )
     folds.seed = folds.notes.seed(folds.seed)
