@@ -97,6 +97,7 @@ inline py::array empty(const std::vector<py::ssize_t>& shape, const py::dtype& d
 }
 
 // The bindings of a family, in core_<family>.cpp.
+void bind_em_pass(py::module_& m);
 void bind_heads(py::module_& m);
 void bind_welfare(py::module_& m);
 

@@ -46,6 +46,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", &build_info,
         "What was compiled: version, compiler, instruction_sets (compiled), instruction_set (in use), threads, "
         "cuda_archs.");
+  maxmin::core::bind_em_pass(m);
   maxmin::core::bind_heads(m);
   maxmin::core::bind_welfare(m);
 }
