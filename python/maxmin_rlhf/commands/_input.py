@@ -1,0 +1,92 @@
+"""Preferences as the flags name them, and the ids that a mixture's one-hot features stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from maxmin_rlhf.data import PreferenceData
+
+
+def preferences(args: argparse.Namespace) -> PreferenceData:
+    """Read the file."""
+    return PreferenceData.read(
+        args.preferences,
+        annotator=args.annotator,
+        features=args.features,
+        chosen=_side(args.chosen),
+        rejected=_side(args.rejected),
+        items=args.items,
+        comparison=args.comparison,
+        weight=args.weight,
+    )
+
+
+def _side(columns: list[str] | None) -> Any:
+    """One name is a column of ids or lists, several are columns of numbers."""
+    return columns[0] if columns is not None and len(columns) == 1 else columns
+
+
+def _ids_path(mixture: str) -> str:
+    return f"{mixture}.items.json"
+
+
+def keep_ids(mixture: str, data: PreferenceData, args: argparse.Namespace) -> None:
+    """Write down which item each one-hot feature of a fit stands for."""
+    path = _ids_path(mixture)
+    if data.item_ids is not None and args.items is None:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(data.item_ids.tolist(), file)
+    elif os.path.exists(path):  # of a fit that was here before
+        os.unlink(path)
+
+
+def kept_ids(mixture: str) -> list[Any] | None:
+    """The ids that :func:`keep_ids` wrote, None where the features are others."""
+    try:
+        with open(_ids_path(mixture), encoding="utf-8") as file:
+            ids = json.load(file)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{_ids_path(mixture)}: expected a list of ids ({error})") from None
+    return list(ids)
+
+
+def preferences_of(mixture: str, args: argparse.Namespace) -> PreferenceData:
+    """The preferences with the features of a fitted mixture."""
+    data = preferences(args)
+    if data.item_ids is None or args.items is not None:
+        return data
+    known = kept_ids(mixture)
+    if known is None:
+        raise ValueError(f"--items: {mixture} was fitted to features of items, give their table")
+    column = {key: i for i, key in enumerate(known)}
+    strangers = [key for key in data.item_ids.tolist() if key not in column]
+    if strangers:
+        raise ValueError(
+            f"chosen, rejected: {strangers[0]!r} is not among the {len(known)} items of {mixture}"
+        )
+    at = torch.tensor([column[key] for key in data.item_ids.tolist()])
+    features = torch.zeros(len(at), len(known), dtype=data.dtype)
+    features[torch.arange(len(at)), at] = 1
+    return replace(data, features=features)
+
+
+def menu(args: argparse.Namespace, mixture: str) -> tuple[Any, Any]:
+    """Features ``(M, D)`` and ids ``(M,)`` of the items to choose from."""
+    from maxmin_rlhf.data.reader import _item_table
+
+    if args.items is not None:
+        features, ids = _item_table(args.items)
+        return features, np.arange(len(features)) if ids is None else ids
+    known = kept_ids(mixture)
+    if known is None:
+        raise ValueError(f"--items: expected the menu, {mixture} was fitted to features of items")
+    return np.eye(len(known)), np.array([*known, None], dtype=object)[:-1]

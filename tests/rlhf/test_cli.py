@@ -1,0 +1,325 @@
+"""The command line: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from maxmin_rlhf import PreferenceData, PreferenceMixture
+from maxmin_rlhf.cli import main
+
+COLUMNS = ["--annotator", "who", "--features", "x0", "x1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Preferences of 40 annotators in two opposed groups, as a csv; with a mixture fitted by the CLI."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    heads = np.array([[3.0, 0.5], [-3.0, 0.5]])
+    rows = []
+    for annotator in range(40):
+        x = rng.standard_normal((15, 2))
+        taken = rng.random(15) < 1 / (1 + np.exp(-x @ heads[annotator % 2]))
+        rows += [(f"a{annotator}", *values) for values in np.where(taken[:, None], x, -x).tolist()]
+    write_csv(folder / "prefs.csv", ["who", "x0", "x1"], rows)
+    assert main(["fit", str(folder / "prefs.csv"), *COLUMNS, "--groups", "2", "--restarts", "2",
+                 "-o", str(folder / "two.safetensors")]) == 0  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def votes(tmp_path):
+    """Ids of three models; every annotator ranks them a > b > c."""
+    rows = [(w, *pair) for w in range(6) for pair in ("ab", "bc", "ac", "ab")]
+    write_csv(tmp_path / "votes.csv", ["judge", "winner", "loser"], rows)
+    return tmp_path / "votes.csv"
+
+
+def write_csv(path, head, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def failure(capsys, argv):
+    """The exit code and the one line on stderr."""
+    code = main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("maxmin: error: ") and err.count("\n") == 1
+    return code, err
+
+
+def test_fit_saves_what_it_says(folder, tmp_path, capsys):
+    out = tmp_path / "m.safetensors"
+    code = main(["fit", str(folder / "prefs.csv"), *COLUMNS, "--groups", "2", "--restarts", "2", "--l2", "2",
+                 "--json", "-o", str(out)])  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 0 and captured.err == ""
+    facts = json.loads(captured.out)
+    assert facts["data"] == {"annotators": 40, "comparisons": 600, "features": 2}
+    mixture = PreferenceMixture.load(out)
+    assert (mixture.n_groups, mixture.l2) == (2, 2.0)
+    assert facts["mixtures"][0]["log_likelihood"] == mixture.log_likelihood_
+    assert np.sign(mixture.heads_[:, 0]).tolist() in ([1, -1], [-1, 1])
+
+
+def test_fit_of_several_selects(folder, tmp_path, capsys):
+    out = tmp_path / "m.safetensors"
+    argv = ["fit", str(folder / "prefs.csv"), *COLUMNS, "--groups", "1-2", "--restarts", "1"]
+    assert main([*argv, "--l2", "1", "--folds", "3", "-o", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "40 annotators" in text and "* 2" in text and "2 groups: K=2 gains" in text
+    assert f"wrote {out}: groups of" in text
+    assert PreferenceMixture.load(out).n_groups == 2
+
+
+def test_fit_of_several_without_selection(folder, tmp_path, capsys):
+    argv = ["fit", str(folder / "prefs.csv"), *COLUMNS, "--groups", "1,2", "--restarts", "1", "--no-select"]  # fmt: skip
+    code, err = failure(capsys, [*argv, "-o", tmp_path / "m.safetensors"])
+    assert code == 2 and "--output: expected '{groups}' in the name" in err
+    assert main([*argv, "-o", str(tmp_path / "m{groups}.safetensors")]) == 0
+    assert "log-likelihood" in capsys.readouterr().out
+    assert [PreferenceMixture.load(tmp_path / f"m{k}.safetensors").n_groups for k in (1, 2)] == [1, 2]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_assign(folder, tmp_path, capsys, kind):
+    out = tmp_path / f"groups.{kind}"
+    argv = ["assign", str(folder / "two.safetensors"), str(folder / "prefs.csv"), *COLUMNS]
+    assert main([*argv, "-o", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    if kind == "csv":
+        with open(out, newline="") as file:
+            rows = list(csv.DictReader(file))
+    elif kind == "jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        rows = pa.parquet.read_table(out).to_pylist()
+    assert list(rows[0]) == ["annotator", "group", "p0", "p1"]
+    assert [row["annotator"] for row in rows] == [f"a{i}" for i in range(40)]
+    groups = [int(row["group"]) for row in rows]
+    assert groups in ([0, 1] * 20, [1, 0] * 20)
+    assert facts["counts"] == [20, 20] and facts["file"] == str(out)
+    mixture = PreferenceMixture.load(folder / "two.safetensors")
+    data = PreferenceData.read(folder / "prefs.csv", annotator="who", features=["x0", "x1"])
+    found = np.array([[float(row["p0"]), float(row["p1"])] for row in rows])
+    np.testing.assert_allclose(found, mixture.predict_proba(data))
+
+
+def test_assign_to_stdout(folder, capsys):
+    argv = ["assign", str(folder / "two.safetensors"), str(folder / "prefs.csv"), *COLUMNS]
+    assert main(argv) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 41
+    assert main([*argv, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 40
+
+
+def test_free_rewards_of_ids_find_their_items_again(votes, tmp_path, capsys):
+    columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser"]
+    out = tmp_path / "m.safetensors"
+    assert main(["fit", str(votes), *columns, "--groups", "1", "-o", str(out)]) == 0
+    capsys.readouterr()
+    # Here c comes without a: one-hot features of this file alone would be others.
+    write_csv(tmp_path / "new.csv", ["judge", "winner", "loser"], [(9, "c", "b")])
+    assert main(["assign", str(out), str(tmp_path / "new.csv"), *columns]) == 0
+    assert capsys.readouterr().out == "annotator,group,p0\n9,0,1.0\n"
+    write_csv(tmp_path / "new.csv", ["judge", "winner", "loser"], [(9, "c", "z")])
+    code, err = failure(capsys, ["assign", out, tmp_path / "new.csv", *columns])
+    assert code == 2 and "'z' is not among the 3 items" in err
+    policy = tmp_path / "policy.csv"
+    assert main(["solve", "--mixture", str(out), "--beta", "0.5", "-o", str(policy)]) == 0
+    with open(policy, newline="") as file:
+        chances = {row["item"]: float(row["probability"]) for row in csv.DictReader(file)}
+    assert list(chances) == ["a", "b", "c"] and chances["a"] > chances["b"] > chances["c"]
+
+
+def test_ids_need_the_items_they_were_fitted_with(folder, votes, capsys):
+    columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser"]
+    code, err = failure(capsys, ["assign", folder / "two.safetensors", votes, *columns])
+    assert code == 2 and "--items: " in err and "give their table" in err
+
+
+def test_solve_array(tmp_path, capsys):
+    rewards = np.array([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]]])
+    np.save(tmp_path / "r.npy", rewards)
+    policy = tmp_path / "policy.csv"
+    argv = ["solve", str(tmp_path / "r.npy"), "--beta", "0.05", "--calibrate", "none"]
+    assert main([*argv, "--json", "-o", str(policy)]) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    np.testing.assert_allclose(facts["weights"], [0.5, 0.5], atol=1e-4)
+    assert facts["gap"] <= 1e-6 and facts["groups"] == 2 and facts["prompts"] == 1
+    with open(policy, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["prompt", "sample", "probability"]
+    assert float(rows[2]["probability"]) > 0.7
+    assert main(argv) == 0
+    assert "certificate: no policy gives the worst-off group more" in capsys.readouterr().out
+    assert main([*argv, "--objective", "per_sample_min", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gap"] is None  # NaN is no JSON
+
+
+def test_solve_table_with_prompts_of_unequal_size(tmp_path, capsys):
+    rows = [("p", 1.0, 0.0), ("q", 0.0, 1.0), ("p", 0.0, 1.0), ("p", 0.2, 0.3)]
+    write_csv(tmp_path / "r.csv", ["prompt", "r0", "r1"], rows)
+    policy = tmp_path / "policy.jsonl"
+    argv = ["solve", str(tmp_path / "r.csv"), "--prompt", "prompt", "--beta", "1", "--json"]
+    assert main([*argv, "-o", str(policy)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["prompts"], facts["samples"], facts["groups"]) == (2, 3, 2)
+    written = [json.loads(line) for line in policy.read_text().splitlines()]
+    assert [(row["prompt"], row["sample"]) for row in written] == [("p", 0), ("q", 0), ("p", 1), ("p", 2)]  # fmt: skip
+    assert written[1]["probability"] == 1.0
+    assert main([*argv, "--rewards", "r1"]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"] == 1
+
+
+def test_solve_menu_of_a_mixture(folder, tmp_path, capsys):
+    write_csv(tmp_path / "menu.csv", ["id", "x0", "x1"], [("u", 1, 0), ("v", -1, 0), ("w", 0, 1)])
+    argv = ["solve", "--mixture", str(folder / "two.safetensors"), "--beta", "0.1"]
+    policy = tmp_path / "policy.csv"
+    assert main([*argv, "--items", str(tmp_path / "menu.csv"), "-o", str(policy), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["samples"] == 3 and facts["groups"] == 2
+    assert [row.split(",")[0] for row in policy.read_text().splitlines()] == ["item", "u", "v", "w"]
+    code, err = failure(capsys, argv)
+    assert code == 2 and "--items: expected the menu" in err
+    write_csv(tmp_path / "menu.csv", ["id", "x0"], [("u", 1)])
+    code, err = failure(capsys, [*argv, "--items", tmp_path / "menu.csv"])
+    assert code == 2 and "expected 2 features as fitted" in err
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["maxmin_kernels"] and facts["versions"]["torch"]
+    assert facts["backends"]["reference"] == {"available": True, "reason": None}
+    assert all(bool(b["reason"]) != b["available"] for b in facts["backends"].values())
+    assert facts["operations"]["em_pass"]["fwd"]["reference"] is None
+    assert set(facts["operations"]["em_pass"]["fwd"]) == {"reference", "cpu", "triton", "cuda"}
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "em_pass" in text and "reference" in text
+    for name, backend in facts["backends"].items():
+        assert backend["available"] or f"{name}: {backend['reason']}" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["fit", "x.csv"], "the following arguments are required: --annotator, --groups"),
+        (["fit", "x.csv", "--annotator", "a", "--groups", "0-3", "-o", "m"], "expected numbers of groups like"),
+        (["fit", "x.csv", "--annotator", "a", "--groups", "3-1", "-o", "m"], "expected numbers of groups like"),
+        (["fit", "x.csv", "--annotator", "a", "--groups", "many", "-o", "m"], "expected numbers of groups like"),
+        (["fit", "no.csv", "--annotator", "a", "--features", "x", "--groups", "1", "-o", "m"], "no.csv"),
+        (["fit", "no.csv", "--annotator", "a", "--groups", "1", "-o", "m"], "either features, or both chosen and rejected"),
+        (["assign", "no.safetensors", "x.csv", "--annotator", "a", "--features", "x"], "no.safetensors: no such file"),
+        (["assign", "m", "x.csv", "--annotator", "a", "--features", "x", "-o", "y.txt"], "--output: expected a name that ends in .csv"),
+        (["solve", "r.npy"], "the following arguments are required: --beta"),
+        (["solve", "--beta", "1"], "expected either a file of rewards, or --mixture"),
+        (["solve", "no.npy", "--beta", "1"], "no.npy"),
+        (["solve", "no.csv", "--beta", "1"], "no.csv"),
+        (["solve", "r.npy", "--beta", "1", "--items", "i.csv"], "--items: expected --mixture beside it"),
+        (["solve", "r.npy", "--beta", "1", "--prompt", "p"], "--rewards, --prompt: expected a table"),
+        (["solve", "--mixture", "m", "--beta", "1", "--prompt", "p"], "--rewards, --prompt: expected a file of rewards"),
+        (["demo", "--panel", "no.whl", "--out", "d"], "no.whl"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_2(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, err = failure(capsys, argv)
+    assert code == 2 and message in err
+
+
+def test_bad_files_are_one_line_and_2(folder, tmp_path, capsys):
+    out = ["--groups", "1", "-o", tmp_path / "m.safetensors"]
+    code, err = failure(capsys, ["fit", folder / "prefs.csv", "--annotator", "nobody", "--features", "x0", *out])  # fmt: skip
+    assert code == 2 and "annotator: no column 'nobody'" in err
+    (tmp_path / "empty.csv").write_text("")
+    code, err = failure(capsys, ["fit", tmp_path / "empty.csv", *COLUMNS, *out])
+    assert code == 2 and "empty file" in err
+    code, err = failure(capsys, ["fit", folder / "prefs.csv", *COLUMNS, "--groups", "99", *out[2:]])
+    assert code == 2 and "n_groups: expected at most 40" in err
+    whole = (folder / "two.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    code, err = failure(capsys, ["assign", tmp_path / "cut.safetensors", folder / "prefs.csv", *COLUMNS])  # fmt: skip
+    assert code == 2 and "truncated" in err
+    np.save(tmp_path / "flat.npy", np.zeros((2, 2)))
+    code, err = failure(capsys, ["solve", tmp_path / "flat.npy", "--beta", "1"])
+    assert code == 2 and "expected shape (prompts, samples, groups), got (2, 2)" in err
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    code, err = failure(capsys, ["solve", tmp_path / "objects.npy", "--beta", "1"])
+    assert code == 2 and "pickle" in err
+    np.save(tmp_path / "r.npy", np.zeros((1, 2, 2)))
+    code, err = failure(capsys, ["solve", tmp_path / "r.npy", "--beta", "0"])
+    assert code == 2 and "beta" in err
+    write_csv(tmp_path / "r.csv", ["r0"], [(1,)])
+    code, err = failure(capsys, ["solve", tmp_path / "r.csv", "--beta", "1", "--prompt", "p"])
+    assert code == 2 and "--prompt: no column 'p'" in err
+
+
+def test_names_of_strangers_do_not_steer_the_terminal(tmp_path, capsys):
+    write_csv(tmp_path / "p.csv", ["\x1b[31mwho", "x0"], [("a", 1.0)])
+    code, err = failure(capsys, ["fit", tmp_path / "p.csv", "--annotator", "who", "--features", "x0",
+                                 "--groups", "1", "-o", tmp_path / "m"])  # fmt: skip
+    assert code == 2 and "\x1b" not in err
+
+
+def test_other_errors_are_1(monkeypatch, tmp_path, capsys):
+    np.save(tmp_path / "r.npy", np.zeros((1, 2, 2)))
+    argv = ["solve", str(tmp_path / "r.npy"), "--beta", "1"]
+    monkeypatch.setattr("maxmin_rlhf.commands.solve.run", lambda args: 1 / 0)
+    code, err = failure(capsys, argv)
+    assert code == 1 and "ZeroDivisionError: division by zero" in err
+    with pytest.raises(ZeroDivisionError):
+        main(["--traceback", *argv])
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maxmin_rlhf.commands.solve.run", interrupt)
+    assert main(argv) == 130
+    assert capsys.readouterr().err == "maxmin: interrupted\n"
+
+
+def test_warnings_are_one_line_each(tmp_path, capsys):
+    np.save(tmp_path / "r.npy", np.zeros((1, 8, 2)))
+    assert main(["solve", str(tmp_path / "r.npy"), "--beta", "1", "--calibrate", "scale"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("maxmin: warning: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["assign"], ["solve"], ["demo"], ["info"]])
+def test_help_has_examples(command, capsys):
+    assert main([*command, "--help"]) == 0
+    assert "examples:\n  maxmin " in capsys.readouterr().out
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    program = (
+        "import sys; from maxmin_rlhf.cli import main; code = main(['--help']); "
+        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_early(folder):
+    argv = [sys.executable, "-m", "maxmin_rlhf.cli", "assign", str(folder / "two.safetensors")]
+    argv += [str(folder / "prefs.csv"), *COLUMNS]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
