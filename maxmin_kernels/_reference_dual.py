@@ -47,7 +47,7 @@ class _Samples:
         return torch.tensordot(self.share, values, dims=1)
 
     def utilities(self, policy: Tensor) -> Tensor:
-        return self.mean((policy[..., None] * self.rewards).sum(1)) + self.offset
+        return self.mean((policy[:, None] @ self.rewards)[:, 0]) + self.offset
 
     def value(self, weights: Tensor, beta: float) -> Tensor:
         """D of (13), accurate for large beta too (log1p and expm1)."""
@@ -139,8 +139,9 @@ def _solve(samples: _Samples, beta: float, tol: float, max_iter: int) -> Tensor:
     halvings = 2.0 ** -torch.arange(12, dtype=r.dtype, device=r.device)
     best_w, best_gap = w, torch.full_like(mu, torch.inf)
     for _ in range(max_iter):
-        policy = samples.policy(r @ w, strength)
-        by_prompt = (policy[..., None] * r).sum(1)
+        score = r @ w
+        policy = samples.policy(score, strength)
+        by_prompt = (policy[:, None] @ r)[:, 0]
         utilities = samples.mean(by_prompt) + samples.offset
         gap = _gap(w, utilities)
         arrived = strength == beta
@@ -152,8 +153,8 @@ def _solve(samples: _Samples, beta: float, tol: float, max_iter: int) -> Tensor:
         # Along the step the slope of a convex function: the step is where it is nearest to zero.
         steps = (0.99 / (-z).amax().clamp_min(0.99)) * halvings
         pull = r @ (w * z)
-        moved = samples.policy((r @ w)[..., None] + pull[..., None] * steps, strength)
-        slope = samples.mean((moved * pull[..., None]).sum(1)) + samples.offset @ (w * z)
+        moved = samples.policy(score[..., None] + pull[..., None] * steps, strength)
+        slope = samples.mean((pull[:, None] @ moved)[:, 0]) + samples.offset @ (w * z)
         slope = slope - mu * (z[:, None] / (1 + z[:, None] * steps)).sum(0)
         step = steps[slope.abs().argmin()]
         w = w * (1 + step * z)

@@ -143,7 +143,9 @@ def test_offsets_decide_nothing_once_calibrated(method: str) -> None:
 def test_numpy_and_torch_agree_and_results_are_numpy() -> None:
     r = make_rewards()
     solution = solve_maxmin(r, 0.5)
-    others = [solve_maxmin(x, np.float32(0.5)) for x in (torch.from_numpy(r).requires_grad_(), r.tolist())]
+    others = [
+        solve_maxmin(x, np.float32(0.5)) for x in (torch.from_numpy(r).requires_grad_(), r.tolist())
+    ]
     for other in others:
         for name in ("weights", "utilities", "ess", "policy"):
             array = getattr(other, name)
