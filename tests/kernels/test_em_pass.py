@@ -92,6 +92,8 @@ def in_dtype(arguments, options, dtype):
 )
 def test_criterion(backend, case):
     torch.manual_seed(case["n_rows"] + case["n_features"])
+    if case["form"] == "indexed" and case["layout"] == "expanded":
+        pytest.skip("all items are one: every margin is 0 but for rounding")
     arguments, options = make(
         case["n_rows"],
         case["n_features"],
