@@ -19,6 +19,11 @@ from maxmin_kernels._checks import (
     validate_indptr,
     validate_nonnegative,
 )
+from maxmin_kernels._functional_mixture import (
+    choice_shares,
+    mixture_log_likelihood,
+    weighted_gram,
+)
 from maxmin_kernels._functional_welfare import (
     DualSolution,
     MaxMinReduction,
@@ -39,13 +44,16 @@ __all__ = [
     "EMPass",
     "MaxMinReduction",
     "Welfare",
+    "choice_shares",
     "em_pass",
     "last_token_index",
     "maxmin_advantages",
     "maxmin_dual",
     "maxmin_reduce",
+    "mixture_log_likelihood",
     "preference_margins",
     "reward_heads",
+    "weighted_gram",
     "welfare",
 ]
 
