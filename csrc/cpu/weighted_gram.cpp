@@ -181,9 +181,8 @@ struct Packed {
     const int64_t first_tile = first / kTile * kTile;
     for (int64_t e = first_tile; e < n_features; e += kTile)
       memcpy(right + (e - first_tile) * kBlock + count * kTile, y + e, kTile * sizeof(Real));
-    for (int64_t d = 0; d < panel; d += kTileRows)
-      for (int r = 0; r < kTileRows; r++)
-        left[d * kBlock + count * kTileRows + r] = first + d + r < n_features ? weight * y[first + d + r] : Real(0);
+    for (int64_t d = 0; d < panel && first + d < n_features; d += kTileRows)
+      for (int r = 0; r < kTileRows; r++) left[d * kBlock + count * kTileRows + r] = weight * y[first + d + r];
     if (++count == kBlock) flush();
   }
 };
