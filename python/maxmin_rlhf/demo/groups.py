@@ -59,7 +59,7 @@ def refit(panel: Panel, mixture: PreferenceMixture, count: int, rng: np.random.G
     for _ in range(count):
         drawn = rng.integers(0, panel.n_households, panel.n_households)
         again = PreferenceMixture(
-            mixture.n_groups, l2=mixture.l2, init=mixture.heads_, n_init=1, tol=1e-6, random_state=0
+            mixture.n_groups, l2=mixture.l2, init=mixture.heads_, n_init=1, tol=1e-5, random_state=0
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)
@@ -71,16 +71,13 @@ def refit(panel: Panel, mixture: PreferenceMixture, count: int, rng: np.random.G
     return Refits(np.array(heads), np.array(shares), unconverged)
 
 
-def _matched(known: Array, found: Array) -> list[int]:
-    """Which found group is each known one: the match that most households agree with."""
+def _matched(known: Array, found: Array) -> NDArray[np.int64]:
+    """(K,) which found group is each known one: the match that most households agree with."""
     shared = known.T @ found
-    n_groups = len(shared)
-    return list(
-        max(
-            itertools.permutations(range(n_groups)),
-            key=lambda order: shared[np.arange(n_groups), np.array(order)].sum(),
-        )
-    )
+    each = np.arange(len(shared))
+    orders = np.array(list(itertools.permutations(each)))
+    best: NDArray[np.int64] = orders[shared[each, orders].sum(1).argmax()]
+    return best
 
 
 def estimate(value: float, resampled: Array) -> dict[str, float]:
