@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -80,7 +81,7 @@ def test_share_is_the_derivative_of_the_log_probability(backend):
     """(3'), by automatic differentiation of the formula (3)."""
     margins = torch.randn(30, 4, dtype=torch.float64, requires_grad=True)
     choice_indptr = torch.tensor([0, 1, 3, 10, 10, 30])
-    rows = [margins[b:e] for b, e in zip(choice_indptr, choice_indptr[1:], strict=False)]
+    rows = [margins[b:e] for b, e in itertools.pairwise(choice_indptr.tolist())]
     formula = torch.stack([-torch.log1p((-m).exp().sum(0)) for m in rows])
     with mk.backend(backend):
         log_prob, share = mk.choice_shares(margins, choice_indptr)
