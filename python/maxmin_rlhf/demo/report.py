@@ -57,7 +57,7 @@ def page(metrics: Mapping[str, Any]) -> str:
             "## How these numbers were made\n",
             f"Intervals are 95 %: percentiles over resamples of households, for the groups {method['refits']} refits "
             f"from the groups found ({method['unconverged_refits']} had not converged). They take the number of groups "
-            f"and the ridge ({method['l2']:g}) as given, so they are a little narrow. Seed {method['seed']}; "
+            f"and the ridge ({method['l2']:.3g}) as given, so they are a little narrow. Seed {method['seed']}; "
             f"log-likelihood of the fit {method['log_likelihood']:.2f}.",
             "",
         ]
@@ -89,7 +89,7 @@ def _how_many(selection: Mapping[str, Any]) -> list[str]:
             "That several groups describe the panel better than one does not prove that there are so many kinds of "
             "people: a continuum of tastes is split too."
         )
-    head = ["groups", "score a choice", "gain over one", *controls, "BIC", "ICL", "ridge"]
+    head = ["groups", "score a choice ± s.e.", "gain over one", *controls, "BIC", "ICL", "ridge"]
     return [
         "## How many groups\n",
         f"![Held-out score against the number of groups]({HELD_OUT})\n",
@@ -178,7 +178,8 @@ def _offer(metrics: Mapping[str, Any]) -> list[str]:
         table(["worth to", *(name for name, _ in columns)], rows),
         f"In {offers['stability']['same']:.0%} of the resamples the two best offers were one and the same; the offer best "
         f"on average was the one named here in {offers['stability']['average_best']:.0%}, the best for the worst-off in "
-        f"{offers['stability']['worst_off_best']:.0%}.\n",
+        f"{offers['stability']['worst_off_best']:.0%}. The least of several uncertain numbers is lower than it looks: every "
+        "resample looks for its own worst-off group, so the intervals of that row reach further down than up.\n",
         "The MaxMin lottery draws the offer by chance, so that groups take turns:\n",
         table(["offer", "chance"], drawn),
         f"It maximises the worst-off group's expected worth, less β = {lottery['beta']:g} a nat of distance from drawing "
