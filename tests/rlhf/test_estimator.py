@@ -240,6 +240,15 @@ def test_both_forms_of_the_same_comparisons_fit_the_same():
 # ---- fit_sweep
 
 
+def test_warnings_point_at_the_callers_line(panel):
+    with pytest.warns(FitWarning) as caught:
+        PreferenceMixture(2, max_iter=2, **QUICK).fit(panel.data)
+    assert {w.filename for w in caught} == {__file__}
+    with pytest.warns(FitWarning) as caught:
+        fit_sweep(panel.data, [9], **QUICK)
+    assert {w.filename for w in caught} == {__file__}
+
+
 def test_sweep_gives_a_mixture_for_each_number_in_the_order_asked(panel):
     sweep = fit_sweep(panel.data, [3, 1, 2, 1], l2=0.5, **QUICK)
     assert list(sweep) == [3, 1, 2]

@@ -127,6 +127,7 @@ class PreferenceMixture:
                 if it is there already, and which is removed at the end.
         """
         fit_problems([self], data, checkpoint)
+        self._warn(2)
         return self
 
     def _options(self) -> dict[str, Any]:
@@ -157,20 +158,23 @@ class PreferenceMixture:
         self.converged_ = bool(state.converged[0])
         self.n_iter_ = int(state.rounds[0])
         self.annotators_ = annotators
+
+    def _warn(self, stacklevel: int) -> None:
+        """Say what a user should know of the fit; ``stacklevel`` frames above is the user."""
         if not self.converged_:
             warnings.warn(
                 f"the fit of {self.n_groups} groups made {self.n_iter_} passes without converging: "
                 f"raise max_iter or tol, or raise l2 if choices are separable",
                 FitWarning,
-                stacklevel=4,
+                stacklevel=stacklevel + 1,
             )
-        empty = np.flatnonzero(at.mass[0].cpu().numpy() < 0.5)
+        empty = np.flatnonzero(self.responsibilities_.sum(0) < 0.5)
         if empty.size:
             warnings.warn(
                 f"{empty.size} of {self.n_groups} groups hold less than half an annotator "
                 f"(groups {', '.join(map(str, empty))}): try fewer groups",
                 FitWarning,
-                stacklevel=4,
+                stacklevel=stacklevel + 1,
             )
 
     # ---- using
@@ -351,6 +355,8 @@ def fit_sweep(
         for k in sizes
     }
     fit_problems(list(mixtures.values()), data, checkpoint)
+    for mixture in mixtures.values():
+        mixture._warn(2)
     return mixtures
 
 

@@ -181,7 +181,9 @@ def select_groups(
         )
     best, reason = _choose(results)
     folds.notes.close()
-    return Selection(best, mixtures[sizes.index(best)], results, reason, split, swapped_share)
+    mixture = mixtures[sizes.index(best)]
+    mixture._warn(2)  # of the others nothing is said
+    return Selection(best, mixture, results, reason, split, swapped_share)
 
 
 @dataclass
