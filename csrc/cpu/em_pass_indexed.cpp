@@ -107,10 +107,9 @@ void differences(const Real* table, int64_t stride, const int64_t* chosen, const
 }
 
 // The product of many probabilities p = 1 - s, as mantissa and exponent, so that it takes one logarithm at the end.
-// Beside it 1 - product: when no choice is a surprise, the logarithm is in the digits that the product rounds off.
 template <class Real>
 struct Product {
-  Vec<Real> mantissa, rest;
+  Vec<Real> mantissa, shares;  // shares: the sum of s
   IVec<Real> exponent;
 
   MAXMIN_INLINE void clear(Product& p) { p = {splat(Real(1)), Vec<Real>{}, IVec<Real>{}}; }
@@ -120,24 +119,34 @@ struct Product {
     p.exponent += i >> bits;
     p.mantissa = (Vec<Real>)((i & (((IVec<Real>{} + 1) << bits) - 1)) + one);
   }
-  MAXMIN_INLINE void add_log(const Product& p, double* joint) {
-    auto small = p.rest < Real(0.5);
-    Vec<Real> e = __builtin_convertvector(p.exponent, Vec<Real>), near_one = -atanh2(p.rest / (2 - p.rest));
-    add_wide<Real>(joint, small ? near_one : vlog(p.mantissa), 1);
-    add_wide<Real>(joint, small ? Vec<Real>{} : e, 0.69314718055994530942);
-  }
 };
 
-// 1 - (1 - a)(1 - b)
-template <class V>
-MAXMIN_INLINE V either(V a, V b) {
-  return (a + b) - a * b;
+// The logarithm of a product, onto joint. When no choice was a surprise it lies in the digits that a product near 1 has
+// rounded off: then it is taken from 1 - product, which the n shares give.
+template <class Real>
+void add_log(const Product<Real>& p, const Real* shares, int64_t stride, int64_t n, double* joint) {
+  constexpr int w = kWidth<Real>;
+  Vec<Real> log = vlog(p.mantissa), exponent = __builtin_convertvector(p.exponent, Vec<Real>);
+  const auto near_one = p.shares < Real(0.5);  // so is 1 - product then
+  bool any = false;
+  for (int j = 0; j < w; j++) any |= near_one[j] != 0;
+  if (any) {
+    Vec<Real> rest{};
+    for (int64_t i = 0; i < n; i++) {
+      const Vec<Real> s = load(shares + i * stride);
+      rest = (rest + s) - rest * s;
+    }
+    log = near_one ? -atanh2(rest / (Real(2) - rest)) : log;  // log1p(-rest)
+    exponent = near_one ? Vec<Real>{} : exponent;
+  }
+  add_wide<Real>(joint, log, 1);
+  add_wide<Real>(joint, exponent, 0.69314718055994530942);
 }
 
 // Pairs, from a table of exponentials. Four rows share a division: their sums multiply to a normal number.
 template <class Real, int V>
 void shares_of_exponentials(const Real* table, int64_t stride, const int64_t* chosen, const int64_t* rejected,
-                            int64_t n, int64_t batch, Real* shares, double* __restrict__ joint) {
+                            int64_t n, int64_t batch, Real* shares, double* joint) {
   constexpr int w = kWidth<Real>;
   Product<Real> product[V];
   MAXMIN_UNROLL for (int v = 0; v < V; v++) Product<Real>::clear(product[v]);
@@ -163,7 +172,7 @@ void shares_of_exponentials(const Real* table, int64_t stride, const int64_t* ch
         s[2] = er[2] * (inverse23 * sum[3]), s[3] = er[3] * (inverse23 * sum[2]);
         MAXMIN_UNROLL for (int k = 0; k < 4; k++) store(to + k * stride + v * w, s[k]);
         product[v].mantissa *= ((ec[0] * ec[1]) * (ec[2] * ec[3])) * inverse;
-        product[v].rest = either(product[v].rest, either(either(s[0], s[1]), either(s[2], s[3])));
+        product[v].shares += (s[0] + s[1]) + (s[2] + s[3]);
       }
     }
     for (; i < end; i++) {
@@ -172,12 +181,12 @@ void shares_of_exponentials(const Real* table, int64_t stride, const int64_t* ch
         Vec<Real> ec = load(c + v * w), er = load(r + v * w), inverse = Real(1) / (ec + er), s = er * inverse;
         store(shares + i * stride + v * w, s);
         product[v].mantissa *= ec * inverse;
-        product[v].rest = either(product[v].rest, s);
+        product[v].shares += s;
       }
     }
     MAXMIN_UNROLL for (int v = 0; v < V; v++) Product<Real>::split(product[v]);
   }
-  MAXMIN_UNROLL for (int v = 0; v < V; v++) Product<Real>::add_log(product[v], joint + v * w);
+  MAXMIN_UNROLL for (int v = 0; v < V; v++) add_log(product[v], shares + v * w, stride, n, joint + v * w);
 }
 
 // gradient[chosen] += gamma s, gradient[rejected] -= gamma s
@@ -240,12 +249,6 @@ void backward(const Pass<Real>& p, const Choices<Real>& part, Workspace<Real>& w
 }
 
 // ---- tasks over annotators
-
-bool in_range(const int64_t* index, int64_t n, int64_t size) {
-  bool good = true;
-  for (int64_t i = 0; i < n; i++) good &= (uint64_t)index[i] < (uint64_t)size;
-  return good;
-}
 
 // Are the item rows of a task's annotators rows of the table? Cheap beside the pass, which follows them.
 template <class Real>

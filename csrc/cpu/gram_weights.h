@@ -16,12 +16,6 @@ static inline bool good_comparisons(const maxmin_comparisons& data) {
                              : data.n_rows == data.n_comparisons);
 }
 
-static inline bool rows_in_range(const int64_t* index, int64_t n, int64_t size) {
-  bool good = true;
-  for (int64_t i = 0; i < n; i++) good &= (uint64_t)index[i] < (uint64_t)size;
-  return good;
-}
-
 static inline int64_t first_row(const maxmin_comparisons& data, int64_t comparison) {
   return data.choice_indptr ? data.choice_indptr[comparison] : comparison;
 }

@@ -30,6 +30,13 @@ static inline bool is_indptr(const int64_t* ptr, int64_t n, int64_t end) {
   return good;
 }
 
+// All in [0, size)? Neither an index nor what is left above it may have a sign.
+static inline bool in_range(const int64_t* index, int64_t n, int64_t size) {
+  uint64_t signs = 0;
+  for (int64_t i = 0; i < n; i++) signs |= (uint64_t)index[i] | ((uint64_t)(size - 1) - (uint64_t)index[i]);
+  return !(signs >> 63);
+}
+
 template <class T>
 struct Scratch {
   T* data;  // on a cache line; NULL: out of memory

@@ -301,8 +301,8 @@ int run(const maxmin_comparisons& data, const maxmin_differences& rows, int64_t 
 int weighted_gram(const maxmin_comparisons* data, const maxmin_differences* rows, int64_t n_heads, const void* resp,
                   const void* share, void* out, const maxmin_parallel* parallel) {
   if (!good_comparisons(*data)) return MAXMIN_BAD_ARGUMENT;
-  if (rows->chosen ? !rows_in_range(rows->chosen, data->n_rows, rows->n_items) ||
-                         !rows_in_range(rows->rejected, data->n_rows, rows->n_items)
+  if (rows->chosen ? !in_range(rows->chosen, data->n_rows, rows->n_items) ||
+                         !in_range(rows->rejected, data->n_rows, rows->n_items)
                    : rows->n_items != data->n_rows)
     return MAXMIN_BAD_ARGUMENT;
   switch (rows->dtype) {

@@ -123,8 +123,8 @@ int run(const maxmin_comparisons& data, int64_t n_items, const int64_t* chosen, 
 int weighted_laplacian(const maxmin_comparisons* data, int64_t n_items, const int64_t* chosen, const int64_t* rejected,
                        int64_t n_heads, const void* resp, const void* share, int dtype, void* out,
                        const maxmin_parallel* parallel) {
-  if (!good_comparisons(*data) || !rows_in_range(chosen, data->n_rows, n_items) ||
-      !rows_in_range(rejected, data->n_rows, n_items))
+  if (!good_comparisons(*data) || !in_range(chosen, data->n_rows, n_items) ||
+      !in_range(rejected, data->n_rows, n_items))
     return MAXMIN_BAD_ARGUMENT;
   switch (dtype) {
     case MAXMIN_F64: return run<double>(*data, n_items, chosen, rejected, n_heads, resp, share, out, parallel);
