@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -63,7 +64,7 @@ def loop_evidence(p: dict, noise: float, hard: bool, temperature: float):
             joint.append(total)
         z.append([])
         resp.append([])
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in itertools.pairwise(ends):
             part = joint[begin:end]
             if hard:
                 z[-1].append(max(part))
@@ -182,7 +183,7 @@ def test_observed_information_is_the_hessian():
     pull = share * p["comparison_weight"][owner, None]
     rows = pull[:, :, None] * p["features"][:, None, :]
     ends = p["choice_indptr"][p["indptr"]].tolist()
-    g = torch.stack([rows[b:e].sum(0) for b, e in zip(ends, ends[1:], strict=False)])  # (A, H, D)
+    g = torch.stack([rows[b:e].sum(0) for b, e in itertools.pairwise(ends)])  # (A, H, D)
     for h in range(3):
         for k in range(3):
             same = float(h == k)

@@ -57,7 +57,7 @@ def _is_missing(key: Hashable) -> bool:
     if key is None:
         return True
     try:
-        return bool(key != key)  # noqa: PLR0124  NaN and NaT differ from themselves
+        return bool(key != key)
     except TypeError:  # pandas.NA has no truth value
         return True
 
@@ -76,10 +76,7 @@ def _as_ids(keys: list[Any], dtype: object) -> NDArray[Any]:
 
 def as_features(name: str, value: Any) -> Tensor:
     """(N, D) CPU tensor in float64, float32, bfloat16 or float16; integers become float64. Shares memory if it can."""
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
-    else:
-        tensor = _from_numpy(name, value)
+    tensor = value.detach().cpu() if isinstance(value, Tensor) else _from_numpy(name, value)
     if tensor.dtype not in _STORAGE:
         if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
             got = str(tensor.dtype).removeprefix("torch.")

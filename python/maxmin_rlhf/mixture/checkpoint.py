@@ -74,8 +74,9 @@ def checksum(*tensors: Tensor | None) -> str:
     check = 0
     for tensor in tensors:
         if tensor is not None:
-            flat = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-            check = zlib.crc32(flat.reshape(-1), zlib.crc32(str(tensor.shape).encode(), check))
+            flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
+            check = zlib.crc32(str(tensor.shape).encode(), check)
+            check = zlib.crc32(memoryview(flat.numpy()), check)
     return f"{check:08x}"
 
 
