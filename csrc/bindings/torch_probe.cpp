@@ -16,8 +16,8 @@ struct Piece {
 // Reads a contiguous tensor once. The result is good for nothing but to depend on every byte.
 int64_t probe_read(const Tensor& data) {
   STD_TORCH_CHECK(data.is_contiguous(), "data: expected a contiguous tensor");
-  Piece piece{static_cast<const char*>(data.const_data_ptr()), data.numel() * static_cast<int64_t>(data.element_size()),
-              {}};
+  Piece piece{
+      static_cast<const char*>(data.const_data_ptr()), data.numel() * static_cast<int64_t>(data.element_size()), {}};
   parallel()->run(
       kTasks,
       [](void* context, int64_t t) {

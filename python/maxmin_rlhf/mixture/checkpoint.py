@@ -76,7 +76,7 @@ def checksum(*tensors: Tensor | None) -> str:
         if tensor is not None:
             flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
             check = zlib.crc32(str(tensor.shape).encode(), check)
-            check = zlib.crc32(memoryview(flat.numpy()), check)
+            check = zlib.crc32(flat.numpy().tobytes(), check)
     return f"{check:08x}"
 
 
