@@ -22,8 +22,14 @@ if _workers > 1:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Memory that torch hands out uninitialised, in Python and in C++, holds NaN (integers: the largest)."""
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Memory that torch hands out uninitialised, in Python and in C++, holds NaN (integers: the largest).
+
+    Not in slow tests: some measure time.
+    """
+    if request.node.get_closest_marker("slow"):
+        yield
+        return
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     # Only deterministic mode fills memory; warnings of foreign operations that have no such form are not at issue.

@@ -17,7 +17,7 @@ namespace MAXMIN_ISA {
 namespace {
 
 constexpr int64_t kTasks = 64;                   // at most
-constexpr int64_t kTaskWork = 1 << 17;           // multiply-adds worth a task
+constexpr int64_t kTaskWork = 1 << 21;           // multiply-adds worth a task
 constexpr int64_t kSumBytes = int64_t(1) << 28;  // of all tasks' sums
 constexpr int64_t kNearBytes = 30 << 10;         // rows of a tile: the nearest cache
 constexpr int64_t kMiddleBytes = 92 << 10;       // the second, where the products are long

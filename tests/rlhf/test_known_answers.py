@@ -76,12 +76,10 @@ def test_mt_bench_judges_share_one_reward(panels, data_dir):
 def test_jester_has_groups_and_its_controls_have_none(panels, data_dir):
     sel = select_groups(panels.jester(data_dir), [1, 2, 3], n_init=2, n_folds=3, random_state=0)
     assert sel.split_ == "item" and sel.best_ >= 2 and sel.swapped_share_ > 0.9
-    for row in sel.results_:
-        assert max(row["control_gain"].values()) < 0.002
-        # MATH section 3's reference run: -.639, -.623, -.619 a comparison.
-        assert row["score"] == pytest.approx(
-            {1: -0.639, 2: -0.623, 3: -0.619}[row["n_groups"]], abs=0.006
-        )
+    gains = [row["gain"] for row in sel.results_]
+    # docs/math.md, section 3: -.639, -.623, -.619 a comparison on another draw of pairs.
+    np.testing.assert_allclose(gains, [0, 0.016, 0.020], atol=0.005)
+    assert all(max(row["control_gain"].values()) < 0.001 for row in sel.results_)
 
 
 @pytest.mark.slow
