@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import write_study
-from maxmin_rlhf.demo.panel import load_panel
+from maxmin_rlhf.demo.panel import fetch, read_panel
 from maxmin_rlhf.mixture import fit as fitting
 from maxmin_rlhf.mixture import solver
 from maxmin_rlhf.mixture.bank import Bank
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--starts", type=int, default=64)
     options = parser.parse_args()
-    objective = Objective.of(load_panel())
+    objective = Objective.of(read_panel(fetch()).preferences())
 
     sweeps, seconds = [], []
     for seed in range(options.seeds):

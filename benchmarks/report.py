@@ -1,0 +1,233 @@
+"""Write the generated parts of README.md and docs/ from benchmarks/results: no number there is typed by hand.
+
+    python benchmarks/report.py [--check]
+
+A part stands between ``<!-- name -->`` and ``<!-- /name -->``. With ``--check`` nothing is written and the exit code is 1
+where a part is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md")
+MISSING = "*(not measured yet)*"
+
+
+def study(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+# What a backward without an op of its own does.
+BACKWARD = {
+    "em_pass": "of log_likelihood, by the gradient it returns",
+    "last_token_index": "none: indices",
+    "maxmin_advantages": "none: advantages are constants",
+    "weighted_gram": "none",
+    "welfare": "by the weights it returns",
+}
+
+
+def operations() -> str:
+    """What serves what, from the registry itself."""
+    from maxmin_kernels.ops import backends_of, operations
+
+    rows = []
+    for operation in sorted(operations()):
+        by_direction = backends_of(operation)
+        backward = by_direction.get("bwd")
+        rows.append(
+            [
+                f"`{operation}`",
+                ", ".join(by_direction["fwd"]),
+                ", ".join(backward) if backward else BACKWARD[operation],
+            ]
+        )
+    return table(["operation", "backends", "backward"], rows)
+
+
+def results() -> str:
+    """Speed of the kernels and fits."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())
+        records = [r for r in found.get("records", []) if r["ratio"] is not None]
+        if not records:
+            continue
+        rows = [
+            [
+                f"`{r['op']}` {r['variant']}, {r['dtype']}",
+                ", ".join(f"{k}={v:,}" for k, v in r["shape"].items()),
+                f"{r['median_ms']:g}",
+                f"{r['pct_floor']:.0f} %" if r["pct_floor"] else "",
+                f"{r['ratio']:.1f} × {r['peer']}",
+            ]
+            for r in sorted(records, key=lambda r: (r["variant"], r["dtype"], r["shape"]["H"]))
+        ]
+        parts.append(
+            f"{records[0]['device']}; one forward pass with gradient, no plan; floor: the larger of one read of the "
+            "features and the multiply-adds at the peak rate, probed in the same rounds; ratio: median of per-round "
+            "ratios to the faster of eager PyTorch and torch.compile.\n\n"
+            + table(["operation", "shape", "ms", "of the floor", "faster than"], rows)
+        )
+    fits = study("fits")
+    if fits:
+        electricity = fits["electricity"]
+        seconds = [s["seconds"] for s in electricity["sweeps"]]
+        spread = max(
+            max(s["lower_bound"][k] for s in electricity["sweeps"])
+            - min(s["lower_bound"][k] for s in electricity["sweeps"])
+            for k in electricity["sweeps"][0]["lower_bound"]
+        )
+        parts.append(
+            f"Electricity panel (361 households, 4,308 choices), K = 1 … 6 with 16 starts each in one `fit_sweep`: "
+            f"{median(seconds):.1f} s (median of {len(seconds)} seeds), every seed at the same optimum of each K "
+            f"to {spread:.2g} in log-likelihood ({fits['device']})."
+        )
+        if "jester" in fits:
+            seconds = [s["seconds"] for s in fits["jester"]["sweeps"]]
+            parts.append(
+                f"Jester (3,999 raters, 399,750 pairs of 100 jokes), K = 1 … 6 with 4 starts each, ridge 1: "
+                f"{median(seconds):.1f} s."
+            )
+    return "\n\n".join(parts) or MISSING
+
+
+def starts() -> str:
+    found = study("starts")
+    if not found:
+        return MISSING
+    rows = [
+        [
+            r["n_groups"],
+            f"{r['best']:.2f}",
+            *(f"{100 * r[f'{how}_share']:.0f} %" for how in ("random", "annotators")),
+            f"{r['random_passes']:.0f} ({r['random_passes_p90']:.0f})",
+            f"{r['random_em_alone_passes']:.0f} ({r['random_em_alone_passes_p90']:.0f})",
+            f"{100 * r['fit_share_without_moves']:.0f} %",
+            f"{100 * r['fit_share']:.0f} %",
+        ]
+        for r in found["panel"]
+    ]
+    head = [
+        "K",
+        "best",
+        "random",
+        "annotators",
+        "passes (p90)",
+        "EM alone",
+        "fits without moves",
+        "fits",
+    ]
+    return (
+        table(head, rows)
+        + f"\n\n{found['starts']} single starts of each kind, {found['seeds']} seeds of whole fits."
+    )
+
+
+def panels() -> str:
+    found = study("panels")
+    if not found:
+        return MISSING
+    rows = []
+    for p in found["panels"]:
+        best = max(p["results"], key=lambda r: r["score"])
+        at = next(r for r in p["results"] if r["n_groups"] == p["best"])
+        shown = at if p["best"] > 1 else best
+        gain = "" if shown["n_groups"] == 1 else (
+            f"K={shown['n_groups']}: {shown['gain']:.4f} ({shown['gain_low']:.4f} … {shown['gain_high']:.4f})"
+        )  # fmt: skip
+        control = "" if shown["n_groups"] == 1 else ", ".join(
+            f"{name} {value:.4f}" for name, value in shown["control_gain"].items()
+        )  # fmt: skip
+        rows.append(
+            [
+                p["panel"],
+                f"{p['annotators']:,} / {p['comparisons']:,}",
+                p["split"],
+                p["best"],
+                gain,
+                control,
+                f"{p['seconds']:.0f} s",
+            ]
+        )
+    head = [
+        "panel",
+        "annotators / comparisons",
+        "split",
+        "K",
+        "gain a comparison over K = 1",
+        "controls",
+        "took",
+    ]
+    notes = "".join(
+        f"\n\n{p['panel']}: {100 * p['recovered']:.0f} % of the pseudo-annotators are in their own crowd's group."
+        for p in found["panels"]
+        if "recovered" in p
+    )
+    return table(head, rows) + notes
+
+
+def null() -> str:
+    found = study("null_control")
+    if not found:
+        return MISSING
+    return (
+        f"Simulated from one shared reward, {len(found['by_design'])} designs in turn: one reward is the answer for "
+        f"{found['one_reward']} of {found['sets']} data sets."
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "operations": operations,
+    "results": results,
+    "starts": starts,
+    "panels": panels,
+    "null": null,
+}
+
+
+def render(text: str) -> str:
+    """``text`` with every part written anew."""
+
+    def part(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{PARTS[match[1]]()}\n<!-- /{match[1]} -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", part, text, flags=re.S)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = 0
+    for name in PAGES:
+        page = ROOT / name
+        text = page.read_text()
+        new = render(text)
+        if new != text:
+            stale += 1
+            print(f"{name}: {'not what the results say' if check else 'written'}")
+            if not check:
+                page.write_text(new)
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
