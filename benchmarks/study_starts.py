@@ -32,6 +32,10 @@ NEAR = 0.05  # log-likelihood within which two optima are one
 
 def em_alone(objective, state, preconditioner, max_iter, tol):
     """The ascent with its memory wiped after every step: preconditioned EM."""
+    room = max_iter - state.history.shape[1]
+    state = replace(
+        state, history=torch.nn.functional.pad(state.history, (0, room), value=torch.nan)
+    )
     while not bool((state.finished | (state.rounds >= max_iter)).all()):
         moved = solver.advance(objective, state, preconditioner, tol)
         wiped = solver._forget(moved, torch.ones_like(moved.finished))
