@@ -71,33 +71,34 @@ MAXMIN_INLINE Vec<Real> add_noise(Real noise, Real n_alternatives, Vec<Real>& l)
   return kept / both;
 }
 
-// Margins m become shares s, in place; l gets the log-probability of each comparison.
+// No margin of the n so far below 0 that sums of exp(-m) might overflow? (A NaN says nothing.)
 template <class Real>
-static void choose(const Choices<Real>& part, int64_t stride, Real* m, Real* l) {
+static bool moderate(const Real* m, int64_t n) {
+  constexpr Real kSafe = sizeof(Real) == 4 ? 40 : 300;
+  Vec<Real> lowest{};
+  int64_t i = 0;
+  for (; i + kWidth<Real> <= n; i += kWidth<Real>) lowest = vmin(load(m + i), lowest);
+  bool all = reduce_max<Real>(-lowest) < kSafe;
+  for (; i < n; i++) all &= !(m[i] <= -kSafe);
+  return all;
+}
+
+// choose() for choices among several. Without kShift no margin is far below 0.
+template <class Real, bool kShift>
+static void choose_among(const Choices<Real>& part, int64_t stride, Real* m, Real* l) {
   constexpr int w = kWidth<Real>;
-  if (!part.choice_indptr) {
-    for (int64_t i = 0; i < part.n_rows * stride; i += w) {
-      Vec<Real> li, si;
-      log_sigmoid<Real>(load(m + i), li, si);
-      if (part.noise > 0) si *= add_noise<Real>(part.noise, 2, li);
-      store(l + i, li);
-      store(m + i, si);
-    }
-    return;
-  }
   for (int64_t c = 0; c < part.count; c++, l += stride) {
     const int64_t begin = part.row(c), end = part.row(c + 1);
     for (int64_t h = 0; h < stride; h += w) {
       const int n = (int)least(w, stride - h);  // lanes past it may be a later row's margins: keep them
       Real* mh = m + begin * stride + h;
-      Vec<Real> shift{};
-      for (int64_t i = 0; i < end - begin; i++) {
-        Vec<Real> mi = load(mh + i * stride);
-        shift = vmax(-mi, shift);
+      Vec<Real> shift{}, total = splat(Real(1));
+      if (kShift) {
+        for (int64_t i = 0; i < end - begin; i++) shift = vmax(-load(mh + i * stride), shift);
+        total = vexp(-shift);
       }
-      Vec<Real> total = vexp(-shift);
       for (int64_t i = 0; i < end - begin; i++) {
-        Vec<Real> e = vexp(-load(mh + i * stride) - shift);
+        Vec<Real> e = vexp(kShift ? -load(mh + i * stride) - shift : -load(mh + i * stride));
         total += e;
         n == w ? store(mh + i * stride, e) : store_part(mh + i * stride, e, n);
       }
@@ -109,6 +110,25 @@ static void choose(const Choices<Real>& part, int64_t stride, Real* m, Real* l) 
         n == w ? store(mh + i * stride, s) : store_part(mh + i * stride, s, n);
       }
     }
+  }
+}
+
+// Margins m become shares s, in place; l gets the log-probability of each comparison.
+template <class Real>
+static void choose(const Choices<Real>& part, int64_t stride, Real* m, Real* l) {
+  if (part.choice_indptr) {
+    if (moderate(m, part.n_rows * stride))
+      choose_among<Real, false>(part, stride, m, l);
+    else
+      choose_among<Real, true>(part, stride, m, l);
+    return;
+  }
+  for (int64_t i = 0; i < part.n_rows * stride; i += kWidth<Real>) {
+    Vec<Real> li, si;
+    log_sigmoid<Real>(load(m + i), li, si);
+    if (part.noise > 0) si *= add_noise<Real>(part.noise, 2, li);
+    store(l + i, li);
+    store(m + i, si);
   }
 }
 

@@ -82,24 +82,40 @@ template <class Real>
 struct Buffers {
   Real *rows, *s, *c, *log_resp, *resp, *mixture_sums, *sums;
   double *joint, *whole_joint, *whole_gradient;
-  int64_t summed;  // rows in `sums` since they were last taken over
+  int64_t cleared;  // bytes that have to begin as zeros: the first arrays
+  int64_t summed;   // rows in `sums` since they were last taken over
 
   template <class T>
   Buffers(const Pass<T>& p, Carver& carver, bool long_annotators) : summed(0) {
     const int64_t margins = p.capacity * p.most_padded + kSlack, heads = p.tile * p.most_padded + kSlack;
     rows = carver.take<Real>(p.direct ? 0 : p.capacity * p.width + kSlack);
+    sums = carver.take<Real>(p.n_sums);
+    log_resp = carver.take<Real>(heads);
+    cleared = carver.used;
+    resp = carver.take<Real>(heads);
     s = carver.take<Real>(margins);
     c = carver.take<Real>(margins);
-    log_resp = carver.take<Real>(heads);
-    resp = carver.take<Real>(heads);
     mixture_sums = carver.take<Real>(p.tile * p.most_mixtures + kSlack);
-    sums = carver.take<Real>(p.n_sums);
     joint = carver.take<double>(heads);
     whole_joint = carver.take<double>(long_annotators ? p.n_padded : 0);
     whole_gradient = carver.take<double>(long_annotators ? p.n_sums : 0);
   }
   PosteriorScratch<Real> posterior() const { return {joint, log_resp, resp, mixture_sums}; }
 };
+
+template <class T>
+int64_t buffer_bytes(const Pass<T>& p, bool long_annotators) {
+  Carver measure{};
+  Buffers<typename Pass<T>::Real>(p, measure, long_annotators);
+  return measure.used;
+}
+template <class T>
+Buffers<typename Pass<T>::Real> lay_buffers(const Pass<T>& p, char* memory, bool long_annotators) {
+  Carver carver{memory, 0};
+  Buffers<typename Pass<T>::Real> buffers(p, carver, long_annotators);
+  memset(memory, 0, buffers.cleared);
+  return buffers;
+}
 
 // The comparisons of a tile, and its rows as the products read them.
 template <class X, class Real>
@@ -126,10 +142,14 @@ void shares(const Pass<T>& p, const HeadBlock& b, const Tile<X, Real>& tile, con
   const Choices<Real>& part = tile.choices;
   const Real* w = p.weights + b.weights;
   if (&b != p.blocks) tile.ahead.at = reinterpret_cast<const char*>(tile.x);  // the next tile has been asked for
-  if (!b.lanes)
+  constexpr bool widened = sizeof(X) == sizeof(Real);
+  if (b.margins == Margins::kDots)
     dot_margins<X>(tile.x, tile.stride, part.n_rows, w, p.width, b.padded, buffers.s, tile.ahead);
-  else if constexpr (sizeof(X) == sizeof(Real))
-    lane_margins(tile.x, tile.stride, part.n_rows, w, p.n_features, b.padded, buffers.s, tile.ahead);
+  if constexpr (widened)
+    if (b.margins == Margins::kLanes)
+      lane_margins(tile.x, tile.stride, part.n_rows, w, p.n_features, b.padded, buffers.s, tile.ahead);
+  if constexpr (widened && sizeof(Real) == sizeof(float))
+    if (b.margins == Margins::kPairs) pair_margins(tile.x, tile.stride, part.n_rows, w, p.width, buffers.s, tile.ahead);
   choose(part, b.padded, buffers.s, buffers.c);
   if (!part.weight) return;
   for (int64_t c = 0; c < part.count; c++) {
@@ -282,16 +302,12 @@ void run_task(void* context, int64_t index) {
   bool long_annotators = false;
   for (int64_t a = task.begin.annotator; a < task.end.annotator && !long_annotators; a++)
     long_annotators = fitting(p, a, a + 1) == 0;
-  Carver measure{};
-  Buffers<Real>(p, measure, long_annotators);
-  Scratch<char> memory(measure.used);
+  Scratch<char> memory(buffer_bytes(p, long_annotators));
   if (!memory.data) {
     __atomic_store_n(&p.failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  memset(memory.data, 0, measure.used);
-  Carver carver{memory.data, 0};
-  Buffers<Real> buffers(p, carver, long_annotators);
+  Buffers<Real> buffers = lay_buffers(p, memory.data, long_annotators);
 
   int64_t a = task.begin.annotator;
   if (task.first.annotator >= 0) {
@@ -323,13 +339,9 @@ void run_task(void* context, int64_t index) {
 template <class T>
 int join_parts(Pass<T>& p) {
   typedef typename Pass<T>::Real Real;
-  Carver measure{};
-  Buffers<Real>(p, measure, true);
-  Scratch<char> memory(measure.used);
+  Scratch<char> memory(buffer_bytes(p, true));
   if (!memory.data) return MAXMIN_OUT_OF_MEMORY;
-  memset(memory.data, 0, measure.used);
-  Carver carver{memory.data, 0};
-  Buffers<Real> buffers(p, carver, true);
+  Buffers<Real> buffers = lay_buffers(p, memory.data, true);
   for (int64_t t = 0; t < p.n_tasks; t++) {
     Task& task = p.tasks[t];
     const int64_t a = task.last.annotator;
@@ -379,12 +391,16 @@ void pack_weights(const Pass<T>& p, const void* weight, typename Pass<T>::Real* 
     const HeadBlock& b = p.blocks[k];
     const Real* from = static_cast<const Real*>(weight) + b.head * p.n_features;
     Real* to = packed + b.weights;
-    if (b.lanes)
+    if (b.margins == Margins::kLanes) {
       pack_lanes(from, b.n_heads, p.n_features, to);
-    else
-      for (int64_t h = 0; h < b.n_heads; h++)
-        for (int64_t d = 0; d < p.n_features; d++)
-          to[h * p.width + (p.direct ? Rows<T>::lane(d) : d)] = from[h * p.n_features + d];
+      continue;
+    }
+    for (int64_t h = 0; h < b.n_heads; h++)
+      for (int64_t d = 0; d < p.n_features; d++) {
+        const int64_t at = b.margins == Margins::kPairs ? (d / 2 * b.padded + h) * 2 + d % 2
+                                                        : h * p.width + (p.direct ? Rows<T>::lane(d) : d);
+        to[at] = from[h * p.n_features + d];
+      }
   }
 }
 
@@ -397,8 +413,8 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
   p.n_blocks = cut_heads<Real>(p.mixtures, p.n_features, blocks);
   bool scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
   for (int64_t k = 0; k < p.n_blocks; k++) {
-    scalars &= blocks[k].lanes && blocks[k].transposed;
-    narrow &= !blocks[k].lanes;
+    scalars &= blocks[k].transposed;
+    narrow &= blocks[k].margins == Margins::kDots;
   }
   const bool whole_groups = p.n_features % Rows<T>::kFeatures == 0;
   p.direct = p.stride_feature == 1 && (sizeof(T) == sizeof(Real) ? whole_groups || scalars : whole_groups && narrow);
@@ -410,6 +426,9 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
     p.most_padded = most(p.most_padded, b.padded);
     p.most_mixtures = most(p.most_mixtures, b.n_mixtures);
     p.n_padded = b.at + round_up(b.padded, kSlack);
+    if (b.margins == Margins::kDots && sizeof(Real) == sizeof(float) && 2 * b.padded == W &&
+        (sizeof(T) == sizeof(Real) || !p.direct))
+      b.margins = Margins::kPairs;
     b.weights = p.n_weights;
     b.sums = p.n_sums;
     p.n_weights += round_up(b.padded * p.width, kSlack);

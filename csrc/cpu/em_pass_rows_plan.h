@@ -8,8 +8,9 @@ namespace maxmin {
 namespace MAXMIN_ISA {
 
 // ---- heads: blocks of whole mixtures, few enough heads that a tile's margins stay in the nearest caches
+enum class Margins { kDots, kPairs, kLanes };  // features in the lanes, heads and pairs of features, heads
 struct HeadBlock : MixtureBlock {
-  bool lanes;             // margins with heads in the lanes, else features
+  Margins margins;
   bool transposed;        // gradient sums (features, padded) with heads in the lanes, else (n_heads, width)
   int64_t at;             // of its first head among all blocks' padded heads
   int64_t weights, sums;  // where its packed weights and its gradient's sums begin
@@ -37,9 +38,10 @@ static int64_t cut_heads(const maxmin_mixtures& mixtures, int64_t n_features, He
     b.mixture = g;
     b.n_mixtures = end - g;
     b.indptr = ptr + g;
-    b.lanes = b.padded >= kWidth<Real>;
+    const bool lanes = b.padded >= kWidth<Real>;
+    b.margins = lanes ? Margins::kLanes : Margins::kDots;
     // Whichever fills its vectors better.
-    b.transposed = b.lanes && n_features * b.padded < b.n_heads * round_up(n_features, kWidth<Real>);
+    b.transposed = lanes && n_features * b.padded < b.n_heads * round_up(n_features, kWidth<Real>);
     b.at = at;
     at += round_up(b.padded, kSlack);
   }

@@ -53,7 +53,7 @@ struct Ahead {
 // Lines that hold half of n values: the margins ask for one half of the rows, the gradient for the other.
 template <class X>
 constexpr int64_t half_of(int64_t n) {
-  return n * (int64_t)sizeof(X) >= 2 * Ahead::kLine ? n * (int64_t)sizeof(X) / (2 * Ahead::kLine) : 1;
+  return (n * (int64_t)sizeof(X) + 2 * Ahead::kLine - 1) / (2 * Ahead::kLine);
 }
 
 // ---- sums over lanes
@@ -113,6 +113,38 @@ static void dot_margins(const X* x, int64_t stride, int64_t n_rows, const Real* 
     dot_all<X, kDots / kHeads, kHeads>(x, stride, n_rows, w, n, m, ahead, 0);
   else if constexpr (kHeads > 1)
     dot_margins<X, Real, kHeads / 2>(x, stride, n_rows, w, n, padded, m, ahead);
+}
+
+// ---- margins of half as many heads as lanes, float32: a vector holds each head twice, for an even feature and the odd
+// one behind it, which are broadcast together. w (n / 2, width / 2, 2) packed, n even.
+template <int kRows>
+MAXMIN_INLINE void pair_rows(const float* x, int64_t stride, const float* w, int64_t n, float* m, Ahead& ahead) {
+  typedef double loose __attribute__((aligned(4), may_alias));
+  constexpr int W = kWidth<float>, kStep = 8;
+  constexpr std::make_integer_sequence<int, W> lanes{};
+  Vec<float> sum[kRows];
+  MAXMIN_UNROLL for (int r = 0; r < kRows; r++) sum[r] = Vec<float>{};
+  const char* at = ahead.at;
+  for (int64_t d0 = 0; d0 < n; d0 += kStep) {
+    Ahead::ask<half_of<float>(kRows * kStep)>(at);
+    const int64_t end = least(n, d0 + kStep);
+    for (int64_t d = d0; d < end; d += 2) {
+      Vec<float> wd = load(w + d * (W / 2));
+      MAXMIN_UNROLL for (int r = 0; r < kRows; r++) sum[r] +=
+          (Vec<float>)splat<double>(*reinterpret_cast<const loose*>(x + r * stride + d)) * wd;
+    }
+  }
+  ahead.at = at;
+  MAXMIN_UNROLL for (int r = 0; r < kRows; r += 2)
+      store(m + r * (W / 2), pair_sums<float>(sum[r], sum[r + 1 < kRows ? r + 1 : r], lanes));
+}
+static inline void pair_margins(const float* x, int64_t stride, int64_t n_rows, const float* w, int64_t n, float* m,
+                                Ahead& ahead) {
+  constexpr int kRows = kManyRegisters ? 20 : 10, kHeads = kWidth<float> / 2;
+  int64_t i = 0;
+  for (; i + kRows <= n_rows; i += kRows) pair_rows<kRows>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
+  for (; i + 4 <= n_rows; i += 4) pair_rows<4>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
+  for (; i < n_rows; i++) pair_rows<1>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
 }
 
 // ---- margins of many heads: lanes are heads. w (n, kVectors * width) packed.
