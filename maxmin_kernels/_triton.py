@@ -1,0 +1,56 @@
+"""Triton, if there is one: may its kernels serve, and where they are. Nothing is imported before a kernel is wanted."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def load() -> str | None:
+    """Import Triton once. ``None`` when it is there, else the reason why it is not."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton is not available ({error})"
+    return None
+
+
+def served_device() -> str | None:
+    """The device type whose tensors Triton serves here: the CPU under its interpreter; None: it finds no device."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    from triton.runtime import driver
+
+    try:
+        return driver.active.get_active_torch_device().type
+    except RuntimeError:  # no driver finds a device
+        return None
+
+
+def refusal(*tensors: torch.Tensor | None) -> str | None:
+    """Why Triton's kernels cannot serve these tensors (``None``: they can)."""
+    why_not = load()
+    if why_not is not None:
+        return why_not
+    device = served_device()
+    if device is None:
+        return "Triton finds no GPU here"
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != device:
+            return f"it serves tensors on {device} here, got one on {tensor.device}"
+    return None
+
+
+def kernels(module: str, name: str) -> Callable[..., Any]:
+    """The launcher ``name`` of ``maxmin_kernels.triton.<module>``, imported when it is first called."""
+
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"maxmin_kernels.triton.{module}"), name)(*args)
+
+    return launch
