@@ -37,7 +37,7 @@ demo: $(VENV)/.native  ## who the households of a real panel are, and what a fai
 
 # Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
-	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow'
+	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu'
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md

@@ -1,0 +1,22 @@
+"""Tests of the Triton backend: one file serves the interpreter (marker ``interp``) and a device (marker ``gpu``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import maxmin_kernels as mk
+from tests.kernels.triton.where import INTERPRETED
+
+
+@pytest.fixture(autouse=True)
+def forced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every operation of a test marked ``interp`` or ``gpu`` is served by Triton, or fails."""
+    if request.node.get_closest_marker("interp") and not INTERPRETED:
+        pytest.fail("TRITON_INTERPRET=1 must be set before the start: TRITON_INTERPRET=1 pytest -m interp")
+    if request.node.get_closest_marker("interp") or request.node.get_closest_marker("gpu"):
+        with mk.backend("triton"):
+            yield
+    else:
+        yield
