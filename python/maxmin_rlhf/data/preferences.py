@@ -32,6 +32,7 @@ class PreferenceData:
     A *comparison* is one choice of one annotator; a *row* is one rejected alternative of it (a pair has one row, a
     best-of-J choice J − 1). Rows are sorted, stably, by annotator in order of first appearance, then by comparison in
     order of first appearance. Immutable; tensors live on the CPU and may share memory with what they were made from.
+    A fit puts a copy on its device.
 
     Attributes:
         features: rows form: ``(N, D)`` differences chosen − rejected. Indexed form: ``(M, D)`` items.
@@ -327,14 +328,14 @@ class PreferenceData:
     @cached_property
     def comparison_annotator(self) -> Int:
         """(C,) position in ``annotators_`` of each comparison's annotator."""
-        return np.repeat(np.arange(self.n_annotators), np.diff(self.indptr.numpy()))
+        return np.repeat(np.arange(self.n_annotators), np.diff(_host(self.indptr)))
 
     @cached_property
     def row_comparison(self) -> Int:
         """(N,) comparison of each row."""
         if self.choice_indptr is None:
             return np.arange(self.n_rows)
-        return np.repeat(np.arange(self.n_comparisons), np.diff(self.choice_indptr.numpy()))
+        return np.repeat(np.arange(self.n_comparisons), np.diff(_host(self.choice_indptr)))
 
     @cached_property
     def item_codes(self) -> Int:
@@ -345,43 +346,51 @@ class PreferenceData:
 
     def select_annotators(self, which: Any) -> PreferenceData:
         """The comparisons of some annotators: ``(A,)`` mask, or their distinct positions in the order wanted."""
-        array = np.asarray(which)
+        array = _host(which)
         if array.dtype == bool:
             index = np.flatnonzero(_as_mask("which", array, self.n_annotators))
         else:
             index = as_index("which", array, self.n_annotators)
             if np.unique(index).size < index.size:
                 raise ValueError("which: expected every annotator at most once")
-        indptr = self.indptr.numpy()
+        indptr = _host(self.indptr)
         counts = np.diff(indptr)[index]
         return self._take(ranges(indptr[index], counts), pointer(counts), self.annotators_[index])
 
     def select_comparisons(self, mask: Any) -> PreferenceData:
         """Some comparisons, by ``(C,)`` mask, of all annotators: one may be left with none."""
-        keep = _as_mask("mask", np.asarray(mask), self.n_comparisons)
-        indptr = pointer(keep)[self.indptr.numpy()]
+        keep = _as_mask("mask", _host(mask), self.n_comparisons)
+        indptr = pointer(keep)[_host(self.indptr)]
         return self._take(np.flatnonzero(keep), indptr, self.annotators_)
 
     def _take(self, comparisons: Int, indptr: Int, annotators: NDArray[Any]) -> PreferenceData:
         rows, choice_indptr = comparisons, None
         if self.choice_indptr is not None:
-            every = self.choice_indptr.numpy()
+            every = _host(self.choice_indptr)
             sizes = np.diff(every)[comparisons]
             rows = ranges(every[comparisons], sizes)
             if rows.size > comparisons.size:
-                choice_indptr = torch.from_numpy(pointer(sizes))
-        at = torch.from_numpy(rows)
+                choice_indptr = self._placed(pointer(sizes))
+        at = self._placed(rows)
         return replace(
             self,
             features=self.features if self.is_indexed else self.features[at],
-            indptr=torch.from_numpy(indptr),
+            indptr=self._placed(indptr),
             annotators_=annotators,
-            order=self.order[at],
+            order=self.order[at.to(self.order.device)],
             chosen=None if self.chosen is None else self.chosen[at],
             rejected=None if self.rejected is None else self.rejected[at],
             choice_indptr=choice_indptr,
-            weight=None if self.weight is None else self.weight[torch.from_numpy(comparisons)],
+            weight=None if self.weight is None else self.weight[self._placed(comparisons)],
         )
+
+    def _placed(self, array: Int) -> Tensor:
+        return torch.from_numpy(array).to(self.features.device)
+
+
+def _host(value: Any) -> NDArray[Any]:
+    """What may lie on a device, as an array."""
+    return np.asarray(value.cpu() if isinstance(value, Tensor) else value)
 
 
 def _as_mask(name: str, mask: NDArray[Any], size: int) -> NDArray[np.bool_]:

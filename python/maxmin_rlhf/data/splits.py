@@ -47,7 +47,9 @@ def held_out_masks(
                 'split: "item" needs items with ids (from_items), got rows of differences'
             )
         annotator = data.comparison_annotator[data.row_comparison]
-        judged = data.item_codes[np.concatenate([data.chosen.numpy(), data.rejected.numpy()])]
+        judged = data.item_codes[
+            np.concatenate([data.chosen.cpu().numpy(), data.rejected.cpu().numpy()])
+        ]
         hidden = _hide(np.concatenate([annotator, annotator]), judged, fraction, generator)
         touched = hidden[: data.n_rows] | hidden[data.n_rows :]
         scored = np.bincount(data.row_comparison, touched, minlength=data.n_comparisons) > 0
@@ -78,9 +80,9 @@ def item_set_keys(data: PreferenceData) -> NDArray[np.uint64]:
     number: NDArray[np.uint64] = np.random.default_rng(0).integers(
         0, 2**64, codes.size, dtype=np.uint64
     )[codes]
-    chosen, rejected = number[data.chosen.numpy()], number[data.rejected.numpy()]
+    chosen, rejected = number[data.chosen.cpu().numpy()], number[data.rejected.cpu().numpy()]
     if data.choice_indptr is not None:
-        first = data.choice_indptr.numpy()[:-1]
+        first = data.choice_indptr.cpu().numpy()[:-1]
         chosen, rejected = chosen[first], np.add.reduceat(rejected, first)
     return np.asarray(chosen + rejected)
 

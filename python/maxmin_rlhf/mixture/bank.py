@@ -6,6 +6,7 @@ over its own axes; kernels see the packed heads ``(H, D)`` only.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,6 +45,11 @@ class Bank:
     def __len__(self) -> int:
         return self.mask.shape[0]
 
+    @functools.cached_property
+    def slots(self) -> Tensor:
+        """(H,) where the packed heads stand among the ``G K``. Waits for the device, once for a mask."""
+        return self.mask.flatten().nonzero()[:, 0]
+
     @property
     def sizes(self) -> Tensor:
         """(G,) heads of each mixture."""
@@ -67,17 +73,19 @@ class Bank:
 
     def pack(self, padded: Tensor) -> Tensor:
         """(G, K, ...) to (H, ...)."""
-        return padded[self.mask]
+        return padded.flatten(0, 1)[self.slots]
 
     def pad(self, packed: Tensor) -> Tensor:
         """(H, ...) to (G, K, ...) float64, zero at pads."""
-        padded = packed.new_zeros(*self.mask.shape, *packed.shape[1:], dtype=torch.float64)
-        padded[self.mask] = packed.double()
-        return padded
+        padded = packed.new_zeros(self.mask.numel(), *packed.shape[1:], dtype=torch.float64)
+        padded[self.slots] = packed.double()
+        return padded.unflatten(0, self.mask.shape)
 
     def replace(self, theta: Tensor) -> Bank:
         """The same mixtures with other parameters."""
-        return Bank(theta, self.mask, self.l2)
+        moved = Bank(theta, self.mask, self.l2)
+        moved.__dict__["slots"] = self.slots
+        return moved
 
 
 def take(state: Any, index: Tensor) -> Any:

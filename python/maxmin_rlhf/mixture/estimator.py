@@ -216,11 +216,12 @@ class PreferenceMixture:
         hidden = torch.as_tensor(items)
         if not hidden.dtype.is_floating_point:
             hidden = hidden.double()
+        hidden = hidden.to(self.device or hidden.device)
         with mk.backend(self.backend):
-            heads = torch.from_numpy(self.heads_)
+            heads = torch.from_numpy(self.heads_).to(hidden.device)
             if hidden.dtype != torch.float64:
                 heads = heads.float()
-            return mk.reward_heads(hidden, heads).double().numpy()
+            return mk.reward_heads(hidden, heads).double().cpu().numpy()
 
     def score(
         self, data: PreferenceData, split: str = "auto", random_state: int | None = None

@@ -124,7 +124,8 @@ class Fit:
         progress.owner = torch.tensor(owner, device=device)
         l2 = torch.tensor([self.problems[i].l2 for i in owner], dtype=torch.float64, device=device)
         width = max(problem.n_groups for problem in self.problems)
-        bank = Bank.of([h.to(device) for h in heads], log_weights, l2, width)
+        heads, log_weights = [h.to(device) for h in heads], [w.to(device) for w in log_weights]
+        bank = Bank.of(heads, log_weights, l2, width)
         progress.state = start(self.objective, bank, self._preconditioner())
 
     def _end(self) -> None:

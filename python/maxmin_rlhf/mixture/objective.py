@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,8 +98,7 @@ class Objective:
         data = self.data
         thin = max(1, data.n_comparisons // _SAMPLE)
         if thin > 1:
-            keep = torch.arange(data.n_comparisons, device=data.indptr.device) % thin == 0
-            data = data.select_comparisons(keep)
+            data = data.select_comparisons(np.arange(data.n_comparisons) % thin == 0)
         _, share = mk.choice_shares(margins(data, head[None]), data.choice_indptr)
         if data.n_features > _DENSE:
             rows = _differences(data)

@@ -14,6 +14,7 @@ from maxmin_rlhf.mixture.solver import State
 
 CHECKPOINT_SECONDS = 30.0
 _PATIENCE = 2.0  # seconds of silence before a terminal sees a line
+_REDRAW = 0.1  # seconds between two lines: to count who is climbing waits for the device
 
 
 class Watch:
@@ -28,7 +29,7 @@ class Watch:
     ) -> None:
         self.checkpoint, self.facts, self.verbose = checkpoint, facts, verbose
         self.began = self.kept = time.monotonic()
-        self.rounds, self.drawn = 0, 0
+        self.rounds, self.drawn, self.shown = 0, 0, -_REDRAW
 
     def __call__(self, fit: Fit, whole: Callable[[], State]) -> None:
         """One round is over."""
@@ -37,9 +38,10 @@ class Watch:
         if self.checkpoint is not None and now - self.kept >= CHECKPOINT_SECONDS:
             save_progress(self.checkpoint, fit, whole(), self.facts)
             self.kept = now
-        terminal = sys.stderr.isatty() and now - self.began > _PATIENCE
+        due = now - self.began > _PATIENCE and now - self.shown >= _REDRAW
+        terminal = due and sys.stderr.isatty()
         if terminal or (self.verbose and self.rounds % 10 == 1):
-            state = whole()
+            state, self.shown = whole(), now
             climbing = int((~state.finished).sum())
             line = (
                 f"{now - self.began:6.1f} s  {fit.progress.phase:<12} pass {self.rounds}: "

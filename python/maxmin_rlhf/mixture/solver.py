@@ -23,6 +23,7 @@ from maxmin_rlhf.mixture.objective import Evaluation, Objective
 MEMORY = 8  # remembered steps
 _SUFFICIENT = 1e-4  # Armijo's fraction of the promised gain
 _SHORTEST = 1e-8  # a step below this is no step
+_LOOK = 8  # rounds that a device makes between two looks of the host
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,18 @@ def start(objective: Objective, bank: Bank, preconditioner: Preconditioner) -> S
 
 
 def advance(
-    objective: Objective, state: State, preconditioner: Preconditioner, tol: float
+    objective: Objective,
+    state: State,
+    preconditioner: Preconditioner,
+    tol: float,
+    bank: Bank | None = None,
 ) -> State:
-    """One round: one pass over the data at every mixture's trial."""
+    """One round: one pass over the data at every mixture's trial.
+
+    ``bank``: any with the state's mask; over several rounds the same, it is waited for once.
+    """
     trial = state.theta + _per_mixture(state.step) * state.direction
-    bank = state.bank.replace(trial)
+    bank = (state.bank if bank is None else bank).replace(trial)
     at = objective(bank)
     promised = _dot(state.gradient, state.direction)
     scale = at.value.abs().maximum(state.value.abs())
@@ -229,11 +237,16 @@ def climb(
     max_iter: int,
     tol: float,
     on_round: Callable[[Callable[[], State]], None] | None = None,
+    look: int | None = None,
 ) -> State:
     """Rounds until every mixture has converged, is stuck, or has made ``max_iter`` passes.
 
-    ``on_round(whole)`` is called after each round; ``whole()`` puts the state of all mixtures together.
+    ``on_round(whole)`` is called after each round; ``whole()`` puts the state of all mixtures together. The host asks
+    every ``look`` rounds who has finished, which waits for the device; who has, stays as it is until then. None: every
+    round on a CPU, where asking costs nothing.
     """
+    if look is None:
+        look = 1 if state.theta.device.type == "cpu" else _LOOK
     room = max_iter - state.history.shape[1]
     if room > 0:
         history = torch.nn.functional.pad(state.history, (0, room), value=torch.nan)
@@ -243,8 +256,24 @@ def climb(
         if active.numel() == 0:
             return state
         part = take(state, active)
-        while not bool((part.finished | (part.rounds >= max_iter)).any()):
-            part = advance(objective, part, preconditioner, tol)
-            if on_round is not None:
-                on_round(functools.partial(put, state, active, part))
+        bank = part.bank
+        left = max_iter - int(part.rounds.max())
+        while left > 0 and not bool(part.finished.any()):
+            for _ in range(min(look, left)):
+                moved = advance(objective, part, preconditioner, tol, bank)
+                part = moved if look == 1 else _rest(part, moved)
+                if on_round is not None:
+                    on_round(functools.partial(put, state, active, part))
+            left -= look
         state = put(state, active, part)
+
+
+def _rest(before: State, after: State) -> State:
+    """``after``, but what had finished before stands still. Its direction, step and memory count no more."""
+    names = ("theta", "value", "log_likelihood", "gradient", "mass", "rounds", "history")
+    kept = {}
+    for name in (*names, "converged", "finished"):
+        old, new = getattr(before, name), getattr(after, name)
+        finished = before.finished.view(-1, *[1] * (old.dim() - 1))
+        kept[name] = torch.where(finished, old, new)
+    return replace(after, **kept)

@@ -72,14 +72,17 @@ class Landscape:
 
     def annotators(self, n_groups: int, rng: np.random.Generator) -> Tensor:
         """(K, D) ridge heads of annotators far from each other (k-means++)."""
-        picked = [int(rng.integers(len(self.seeds)))]
-        far = (self.seeds - self.seeds[picked[0]]).square().sum(1)
-        while len(picked) < n_groups:
-            chance = far.cpu().numpy().cumsum()
-            at = int(np.searchsorted(chance, rng.random() * chance[-1]))
-            picked.append(min(at, len(self.seeds) - 1))
-            far = far.minimum((self.seeds - self.seeds[picked[-1]]).square().sum(1))
-        return self.heads(self.seeds[picked])
+        seeds = self.seeds
+        at = torch.tensor([int(rng.integers(len(seeds)))], device=seeds.device)
+        picked, far = [at], (seeds - seeds[at]).square().sum(1)
+        while (
+            len(picked) < n_groups
+        ):  # without a look at what was picked: that would wait for the device
+            chance = far.cumsum(0)
+            at = torch.searchsorted(chance, rng.random() * chance[-1:]).clamp_max(len(seeds) - 1)
+            picked.append(at)
+            far = far.minimum((seeds - seeds[at]).square().sum(1))
+        return self.heads(seeds[torch.cat(picked)])
 
     def draw(self, how: str, n_groups: int, count: int, rng: np.random.Generator) -> list[Tensor]:
         """``count`` starts; ``auto`` alternates the two kinds."""
