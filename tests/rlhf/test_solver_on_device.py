@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maxmin_kernels as mk
@@ -118,3 +119,51 @@ def test_starts_are_drawn_without_waiting():
     with waits() as seen:
         starts = landscape.draw("auto", 3, 6, rng)
     assert seen == [] and len(starts) == 6
+
+
+@pytest.fixture
+def fake_device():
+    """Tensors without values on a device that any torch knows: to mix them with those of the CPU is an error."""
+    with FakeTensorMode() as mode:
+        yield lambda t: mode.from_tensor(t).to("lazy:0")
+
+
+def moved(value, to):
+    """A dataclass with its tensors on the device."""
+    parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    parts = {name: to(t) for name, t in parts.items() if isinstance(t, torch.Tensor)}
+    return copy_of(value, **parts)
+
+
+def copy_of(value, /, **parts):
+    """``replace`` without the checks of a constructor, which look at values."""
+    copy = object.__new__(type(value))
+    copy.__dict__.update({**{f.name: getattr(value, f.name) for f in fields(value)}, **parts})
+    return copy
+
+
+@pytest.mark.parametrize("form", ["pairs", "sets", "items"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_round_has_its_tensors_on_one_device(form, dtype, fake_device):
+    with unset_fake_temporarily():
+        objective, steer, bank = setting(form, dtype, alpha=2.0)
+        state = solver.start(objective, bank, steer)
+        state = replace(state, history=torch.cat([state.history] * 3, dim=1))
+        landscape = Landscape.of(
+            objective, bank.theta[0, 0, :-1], steer.basis, np.random.default_rng(0)
+        )
+    bank, slots = moved(bank, fake_device), fake_device(bank.slots)
+    bank.__dict__["slots"] = slots
+    objective = copy_of(
+        objective, data=moved(objective.data, fake_device), plan=moved(objective.plan, fake_device)
+    )
+    state, steer = moved(state, fake_device), moved(steer, fake_device)
+    with mk.backend("reference"):
+        state = solver._rest(state, solver.advance(objective, state, steer, 1e-9, bank))
+    assert state.theta.device.type == state.history.device.type == "lazy"
+    rng, landscape = np.random.default_rng(0), moved(landscape, fake_device)
+    starts = landscape.draw("auto", 3, 4, rng)
+    moves = [
+        tensor for move in landscape.split_and_merge(state.theta[3], 5, rng) for tensor in move
+    ]
+    assert {t.device.type for t in (*starts, *moves)} == {"lazy"}
