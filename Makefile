@@ -7,10 +7,10 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test bench lint fmt clean
+.PHONY: help dev build demo test test-interp codegen bench lint fmt clean
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
@@ -39,6 +39,13 @@ demo: $(VENV)/.native  ## who the households of a real panel are, and what a fai
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
 	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu'
 	$(BIN)/python -m pytest -q -m slow
+	$(MAKE) --no-print-directory test-interp codegen
+
+test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp
+
+codegen: $(VENV)/.native  ## Triton's kernels compiled for devices that are not there
+	$(BIN)/python -m pytest -q -n $(JOBS) -m codegen
 
 bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md
 	set -e; for f in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do $(BIN)/python -m benchmarks.$$f; done

@@ -14,9 +14,20 @@ from tests.kernels.triton.where import INTERPRETED
 def forced(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every operation of a test marked ``interp`` or ``gpu`` is served by Triton, or fails."""
     if request.node.get_closest_marker("interp") and not INTERPRETED:
-        pytest.fail("TRITON_INTERPRET=1 must be set before the start: TRITON_INTERPRET=1 pytest -m interp")
+        pytest.fail(
+            "TRITON_INTERPRET=1 must be set before the start: TRITON_INTERPRET=1 pytest -m interp"
+        )
     if request.node.get_closest_marker("interp") or request.node.get_closest_marker("gpu"):
         with mk.backend("triton"):
             yield
     else:
         yield
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Under ``-m interp`` and ``-m codegen`` nothing may be skipped: what they need is the process that was asked for."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    asked = session.config.option.markexpr in ("interp", "codegen")
+    skipped = reporter is not None and bool(reporter.stats.get("skipped"))
+    if asked and skipped and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
