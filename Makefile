@@ -49,6 +49,7 @@ codegen: $(VENV)/.native  ## Triton's kernels compiled for devices that are not 
 
 bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md
 	set -e; for f in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do $(BIN)/python -m benchmarks.$$f; done
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/report.py
 
 lint: $(VENV)/.native  ## style and types
