@@ -54,8 +54,8 @@ def lines(categories: Sequence[str], series: Sequence[Series], x_label: str, y_l
         return top + (height - top - bottom) * (high - value) / (high - low)
 
     parts = [_grid_y(ticks, y, left, WIDTH - right)]
-    for name, at in zip(categories, range(len(categories)), strict=True):
-        parts.append(_text(x(at), height - bottom + 16, name, "middle"))
+    for i, name in enumerate(categories):
+        parts.append(_text(x(i), height - bottom + 16, name, "middle"))
     parts.append(_text(left + (WIDTH - left - right) / 2, height - 6, x_label, "middle", "muted"))
     for j, one in enumerate(series):
         # Side by side, so that intervals do not hide each other.

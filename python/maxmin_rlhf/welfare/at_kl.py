@@ -65,7 +65,8 @@ def fairest(rewards: Array, kl: float) -> Policy:
             found = solve_maxmin(rewards, beta, calibrate=None)
         return Policy(found.policy, beta, found.weights, found.gap)
 
-    return _at(kl, np.isfinite(rewards).all(2), solve)
+    usable: NDArray[np.bool_] = np.isfinite(rewards).all(axis=2)
+    return _at(kl, usable, solve)
 
 
 def _at(kl: float, usable: NDArray[np.bool_], make: Callable[[float], Policy]) -> Policy:

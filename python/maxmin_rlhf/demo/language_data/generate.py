@@ -175,7 +175,8 @@ def _whole_sentences(tokenizer: Any, tokens: list[int]) -> list[int]:
 def generate(path: Path) -> None:
     """Append what is missing."""
     done = _read(path) if path.exists() else []
-    good, screened = defaultdict(int), _screened()
+    screened = _screened()
+    good: dict[tuple[int, str], int] = defaultdict(int)
     following: dict[tuple[int, str], int] = defaultdict(int)
     for row in done:
         place = row["prompt"], row["style"]
