@@ -65,7 +65,7 @@ def fairest(rewards: Array, kl: float) -> Policy:
             found = solve_maxmin(rewards, beta, calibrate=None)
         return Policy(found.policy, beta, found.weights, found.gap)
 
-    usable: NDArray[np.bool_] = np.isfinite(rewards).all(axis=2)
+    usable = np.asarray(np.isfinite(rewards).all(axis=2))
     return _at(kl, usable, solve)
 
 
