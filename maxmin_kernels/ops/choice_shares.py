@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
@@ -65,5 +65,18 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.choice_shares_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(args[0]),
+)
+implement(
+    "choice_shares_fwd",
+    "triton",
+    _triton.kernels("choices", "choice_shares_fwd"),
+    supports=lambda *args: _triton.refusal(args[0]),
+)
+# One product, gathered: nothing to fuse.
+implement(
+    "choice_shares_bwd",
+    "triton",
+    _bwd_reference,
+    supports=lambda *args: _triton.refusal(args[0]),
 )
 differentiate("choice_shares_fwd", _backward, _setup_context)

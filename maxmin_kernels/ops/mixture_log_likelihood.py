@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
@@ -101,5 +101,25 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.mixture_log_likelihood_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(args[1]),
+)
+
+
+def _fwd_triton_supports(margins: Tensor, *_: Any) -> str | None:
+    if margins.shape[1] > 2048:
+        return f"it serves at most 2048 heads, got {margins.shape[1]}"
+    return _triton.refusal(margins)
+
+
+implement(
+    "mixture_log_likelihood_fwd",
+    "triton",
+    _triton.kernels("mixture", "mixture_log_likelihood_fwd"),
+    supports=_fwd_triton_supports,
+)
+implement(
+    "mixture_log_likelihood_bwd",
+    "triton",
+    _triton.kernels("mixture", "mixture_log_likelihood_bwd"),
+    supports=lambda *args: _triton.refusal(args[1]),
 )
 differentiate("mixture_log_likelihood_fwd", _backward, _setup_context)
