@@ -33,7 +33,7 @@ class Config:
 
 def _config_choices(n_heads: int) -> Config:
     block_h = min(32, triton.next_power_of_2(max(1, n_heads)))
-    return Config(max(16, 1024 // block_h), block_h)
+    return Config(512 // block_h, block_h)
 
 
 @triton.jit
