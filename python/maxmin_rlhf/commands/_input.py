@@ -59,6 +59,11 @@ def kept_ids(mixture: str) -> list[Any] | None:
     return list(ids)
 
 
+def selection_path(mixture: str) -> str:
+    """Where `maxmin fit` writes down how it chose the number of groups, for `maxmin report`."""
+    return f"{mixture}.selection.json"
+
+
 def preferences_of(mixture: str, args: argparse.Namespace) -> PreferenceData:
     """The preferences with the features of a fitted mixture."""
     data = preferences(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -24,7 +25,21 @@ def as_text(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def print_json(value: Any) -> None:
     """Strict JSON: what is not finite becomes null."""
-    print(json.dumps(_plain(value), indent=1, allow_nan=False))
+    print(as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """The same as text."""
+    return json.dumps(_plain(value), indent=1, allow_nan=False)
+
+
+def keep_json(path: str, value: Any) -> None:
+    """Write it; None: what an earlier run left there goes."""
+    if value is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(as_json(value) + "\n")
+    elif os.path.exists(path):
+        os.unlink(path)
 
 
 def _plain(value: Any) -> Any:

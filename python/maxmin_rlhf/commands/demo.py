@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from maxmin_rlhf import demo
 from maxmin_rlhf.commands import _output
@@ -11,16 +12,37 @@ from maxmin_rlhf.commands import _output
 
 def run(args: argparse.Namespace) -> None:
     """Run it, and end with what was found."""
+    if args.what == "language":
+        _language(args)
+    else:
+        _electricity(args)
+
+
+def _electricity(args: argparse.Namespace) -> None:
     from maxmin_rlhf.demo.report import sentences
 
     metrics = demo.run(
         args.out, archive=args.panel, seed=args.seed, checkpoint=args.checkpoint, say=_say
     )
+    _tell(args, metrics, "report.md, two figures and metrics.json", sentences(metrics))
+
+
+def _language(args: argparse.Namespace) -> None:
+    from maxmin_rlhf.demo import language
+    from maxmin_rlhf.demo.language.page import sentences
+
+    if args.panel is not None or args.checkpoint is not None:
+        raise ValueError("--panel, --checkpoint: these are the electricity demo's")
+    metrics = language.run(args.out, n_seeds=args.seeds, seed=args.seed, say=_say)
+    _tell(args, metrics, "report.html and language.json", sentences(metrics["study"]))
+
+
+def _tell(args: argparse.Namespace, metrics: dict[str, Any], written: str, found: list[str]) -> None:  # fmt: skip
     if args.json:
         _output.print_json(metrics)
         return
-    print(f"wrote {args.out}/report.md, two figures and metrics.json\n")
-    for number, sentence in enumerate(sentences(metrics), start=1):
+    print(f"wrote {args.out}/{written}\n")
+    for number, sentence in enumerate(found, start=1):
         print(f"{number}. {sentence}")
 
 

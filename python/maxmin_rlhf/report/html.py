@@ -20,6 +20,7 @@ body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 64rem; background:
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .25rem 0 .75rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p, li { max-width: 46rem; } .lead { font-size: 1.05rem; } .note, figcaption { color: var(--muted); font-size: .875rem; }
 .verdict { background: var(--soft); border-left: 4px solid var(--c0); padding: .6rem .9rem; margin: 1rem 0; }
 .verdict p { margin: .3rem 0; } .verdict.warn { border-color: var(--c1); }

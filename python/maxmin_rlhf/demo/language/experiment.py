@@ -14,6 +14,7 @@ from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.demo.language import annotators
 from maxmin_rlhf.demo.language.responses import Responses
 from maxmin_rlhf.mixture import FitWarning, PreferenceMixture, Selection, fit_sweep, select_groups
+from maxmin_rlhf.mixture.matching import match_groups
 from maxmin_rlhf.reward import calibrate
 from maxmin_rlhf.welfare.at_kl import Policy, best_for, divergence, fairest
 
@@ -154,12 +155,9 @@ def calibrated(heads: Array, features: Array) -> Array:
 
 def recovered(found: NDArray[np.int64], known: NDArray[np.int64]) -> float:
     """Share of annotators in their own group, under the best match of the names; groups may be missed or split."""
-    from scipy.optimize import linear_sum_assignment
-
     table = np.zeros((max(found.max(), known.max()) + 1,) * 2)
-    np.add.at(table, (found, known), 1)
-    rows, columns = linear_sum_assignment(-table)
-    return float(table[rows, columns].sum() / known.size)
+    np.add.at(table, (found, known), 1.0)
+    return float(table[np.arange(len(table)), match_groups(table)].sum() / known.size)
 
 
 def describe(selection: Selection) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from maxmin_rlhf.demo.language.annotators import SHARPNESS
 from maxmin_rlhf.demo.language.experiment import BALANCE, CONTROLS, THIRD, Run, Setting
 from maxmin_rlhf.demo.language.responses import Responses
 from maxmin_rlhf.demo.language.summary import Resamples, falls, summarise
+from maxmin_rlhf.mixture import PreferenceMixture
+from maxmin_rlhf.report import card
 
 
 def study(
@@ -88,3 +90,35 @@ def study(
     }
     result["seconds"] = time.perf_counter() - began
     return result
+
+
+def one_mixture(
+    responses: Responses,
+    name: str,
+    selection: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    n_refits: int = 30,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The report card of the mixture of one run, over the questions that nobody judged."""
+    setting = next(s for s in BALANCE if s.name == name)
+    judged, _, held_out = experiment.draw(responses, setting, seed)
+    mixture = PreferenceMixture(2, n_init=8, l2=experiment.L2, random_state=seed).fit(judged.data)
+    n_samples = responses.features.shape[1]
+    menu = card.Menu(
+        features=responses.features[held_out].reshape(-1, responses.features.shape[2]),
+        ids=(held_out[:, None] * n_samples + np.arange(n_samples)).ravel(),
+        prompt=np.repeat(np.array(responses.prompts, dtype=object)[held_out], n_samples),
+        texts=responses.texts[held_out].ravel(),
+    )
+    return card.describe(
+        mixture,
+        judged.data,
+        menu=menu,
+        selection=selection,
+        kl=experiment.KL,
+        n_refits=n_refits,
+        seed=seed,
+        say=say,
+    )
