@@ -70,7 +70,7 @@ def _words(path: str, ids: Any) -> tuple[Any, Any]:
         raise ValueError(f"--texts: no row for item {missing[0]!r} in {path}")
     rows = [known[key] for key in np.asarray(ids).tolist()]
     found = [np.asarray(table.ids(name), dtype=object)[rows] if name in names else None for name in ("text", "prompt")]  # fmt: skip
-    if found == [None, None]:
+    if all(column is None for column in found):
         raise ValueError(f"--texts: expected a column text or prompt in {path}, it has {', '.join(names)}")  # fmt: skip
     return found[0], found[1]
 

@@ -1,0 +1,130 @@
+"""The page about a fitted mixture: its numbers, that it stands alone, and texts of strangers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from maxmin_rlhf.cli import main
+from maxmin_rlhf.mixture.matching import match_groups
+from maxmin_rlhf.report import html
+
+HOSTILE = ["<script>alert(1)</script>", "\u202eright to left", "nul\x00 and \x1b[31m", "&amp; \"quoted\" 'it'", "x" * 100_000]  # fmt: skip
+
+
+def write_csv(path, head, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two opposed groups rank twelve items; some of the items' texts are hostile. The page and its numbers."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((12, 3))
+    heads = np.array([[2.5, 0.0, 1.0], [-2.5, 0.0, 1.0]])
+    rows = []
+    for annotator in range(50):
+        reward = items @ heads[annotator % 5 // 4]
+        for _ in range(25):
+            a, b = rng.choice(12, 2, replace=False)
+            if rng.random() > 1 / (1 + np.exp(reward[b] - reward[a])):
+                a, b = b, a
+            rows.append((f"who <b>{annotator}</b>", f"i{a}", f"i{b}"))
+    write_csv(folder / "votes.csv", ["judge", "winner", "loser"], rows)
+    write_csv(folder / "items.csv", ["id", "x", "y", "z"], [(f"i{i}", *x) for i, x in enumerate(items)])  # fmt: skip
+    texts = [HOSTILE[i % len(HOSTILE)].replace("\x00", "") for i in range(12)]
+    write_csv(folder / "texts.csv", ["id", "text"], [(f"i{i}", t) for i, t in enumerate(texts)])
+    columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
+    mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
+    assert main(["fit", votes, *columns, "--groups", "1-2", "--restarts", "2", "--seed", "0", "-o", mixture]) == 0  # fmt: skip
+    assert main(["report", mixture, votes, *columns, "--texts", str(folder / "texts.csv"), "--refits", "10",
+                 "--out", str(folder / "out")]) == 0  # fmt: skip
+    return folder
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.names, self.links = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "action")]
+
+
+def test_the_page_stands_alone_and_strangers_words_are_words(folder):
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(page)
+    assert "script" not in tags.names and "b" not in tags.names
+    assert not [link for link in tags.links if not link.startswith("#")]
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", page)
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\u202e" not in page and "\x1b" not in page
+    assert len(page) < 500_000  # a text of a megabyte is cut
+    assert "prefers-color-scheme: dark" in page and "viewport" in page
+
+
+def test_its_numbers_are_those_of_the_fit(folder):
+    facts = json.loads((folder / "out" / "metrics.json").read_text())
+    kept = json.loads((folder / "m.safetensors.selection.json").read_text())
+    assert kept["best"] == 2 and facts["selection"]["best"] == 2
+    shares = [g["share"] for g in facts["groups"]]
+    assert sum(shares) == pytest.approx(1) and shares[0] == pytest.approx(0.8, abs=0.05)
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * shares[0]:.0f}" in page
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_escape(text):
+    escaped = html.escape(text)
+    assert not set(escaped) & set("<>\"'\x00\x1b\u202e")
+
+
+def test_bad_input(folder, capsys):
+    mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
+    columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
+    write_csv(folder / "few.csv", ["id", "text"], [("i0", "one")])
+    (folder / "broken.json").write_text("{")
+    for extra, said in (
+        (["--texts", str(folder / "few.csv")], "no row for item"),
+        (["--selection", str(folder / "broken.json")], "expected JSON"),
+    ):
+        capsys.readouterr()
+        assert main(["report", mixture, votes, *columns, *extra, "--out", str(folder / "no")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not (folder / "no" / "report.html").exists()
+
+
+def test_groups_are_matched_by_the_largest_sum():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(5)
+    agreement = rng.random((5, 5)) * 0.1
+    agreement[np.arange(5), order] += 1
+    assert match_groups(agreement).tolist() == order.tolist()
+    with pytest.raises(ValueError, match="agreement: expected shape"):
+        match_groups(np.zeros((2, 3)))
+
+
+def test_a_browser_shows_it(folder):
+    """Where there is one: it is no part of the environment."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser here")
+    for width in (1280, 390):
+        dom = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000",
+             "--virtual-time-budget=2000", "--dump-dom", (folder / "out" / "report.html").as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        ).stdout  # fmt: skip
+        assert "<svg" in dom and "</html>" in dom
