@@ -21,9 +21,14 @@ def load() -> str | None:
     return None
 
 
+def interpreted() -> bool:
+    """Do Triton's kernels run in its interpreter?"""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def served_device() -> str | None:
     """The device type whose tensors Triton serves here: the CPU under its interpreter; None: it finds no device."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         return "cpu"
     from triton.runtime import driver
 
@@ -45,6 +50,11 @@ def refusal(*tensors: torch.Tensor | None) -> str | None:
         if tensor is not None and tensor.device.type != device:
             return f"it serves tensors on {device} here, got one on {tensor.device}"
     return None
+
+
+def heads_refusal(n_heads: int) -> str | None:
+    """Why so many heads cannot stand side by side in one program (``None``: they can)."""
+    return None if n_heads <= 2048 else f"it serves at most 2048 heads, got {n_heads}"
 
 
 def kernels(module: str, name: str) -> Callable[..., Any]:

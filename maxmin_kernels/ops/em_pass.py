@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import define, differentiate, implement
 
@@ -94,4 +94,10 @@ define(
 )
 implement("em_pass_fwd", "reference", _reference)
 implement("em_pass_fwd", "cpu", _cpu, supports=lambda *args: _native.refusal(args[0]))
+implement(
+    "em_pass_fwd",
+    "triton",
+    _triton.kernels("em_pass", "em_pass_fwd"),
+    supports=lambda *args: _triton.heads_refusal(args[2].shape[0]) or _triton.refusal(args[0]),
+)
 differentiate("em_pass_fwd", _backward, _setup_context)

@@ -102,19 +102,11 @@ implement(
     lambda *args: torch.ops.maxmin_native.mixture_log_likelihood_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(args[1]),
 )
-
-
-def _fwd_triton_supports(margins: Tensor, *_: Any) -> str | None:
-    if margins.shape[1] > 2048:
-        return f"it serves at most 2048 heads, got {margins.shape[1]}"
-    return _triton.refusal(margins)
-
-
 implement(
     "mixture_log_likelihood_fwd",
     "triton",
     _triton.kernels("mixture", "mixture_log_likelihood_fwd"),
-    supports=_fwd_triton_supports,
+    supports=lambda *args: _triton.heads_refusal(args[0].shape[1]) or _triton.refusal(args[0]),
 )
 implement(
     "mixture_log_likelihood_bwd",

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 import maxmin_kernels as mk
-from tests.kernels.triton.codegen import compile_for, usage
+from tests.kernels.triton.codegen import compile_for, count, usage
 
 pytestmark = pytest.mark.codegen
 
 # Registers a thread, at most, on sm_90.
-BUDGET = {"_annotators_kernel": 168, "_choices_kernel": 128}
+BUDGET = {
+    "_annotators_kernel": 168,
+    "_choices_kernel": 128,
+    "_margins_kernel": 152,
+    "_gradient_kernel": 152,
+    "_items_kernel": 96,
+}
 
 
 def mixture(dtype: torch.dtype) -> None:
@@ -32,7 +38,28 @@ def mixture(dtype: torch.dtype) -> None:
     mk.choice_shares(torch.zeros(100, 84, dtype=dtype))
 
 
-FAMILIES = {"mixture": mixture}
+def em_pass(dtype: torch.dtype) -> None:
+    """32 pairs an annotator: eight heads of 4096 and of 1024 features, 64 heads; items."""
+    indptr = torch.arange(0, 2049, 32)
+    for n_features, n_heads in ((4096, 8), (4096, 64), (1024, 8)):
+        mk.em_pass(
+            torch.zeros(2048, n_features, dtype=dtype),
+            indptr,
+            torch.zeros(n_heads, n_features),
+            torch.zeros(n_heads),
+        )
+    chosen = torch.arange(2048) % 100
+    mk.em_pass(
+        torch.zeros(100, 1024, dtype=dtype),
+        indptr,
+        torch.zeros(32, 1024),
+        torch.zeros(32),
+        chosen=chosen,
+        rejected=(chosen + 1) % 100,
+    )
+
+
+FAMILIES = {"mixture": mixture, "em_pass": em_pass}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,3 +82,16 @@ def test_compiles(arch, family):
     with compile_for(arch) as compiled, mk.backend("triton"):
         FAMILIES[family](torch.float32)
     assert compiled
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_features_in_half_precision_meet_tensor_cores_by_wide_loads(arch):
+    with compile_for(arch) as compiled, mk.backend("triton"):
+        em_pass(torch.bfloat16)
+    kernels = [k for k in compiled if k.metadata.name in ("_margins_kernel", "_gradient_kernel")]
+    assert len(kernels) >= 6
+    for kernel in kernels:
+        assert count(kernel, r"HGMMA|HMMA") > 0
+        assert count(kernel, r"LDG\.E\.128|LDGSTS\.E\.BYPASS.*\.128|UTMALDG") > 0
+        # A pipeline: two tiles of features at least are on their way.
+        assert usage(kernel).shared >= 2 * 64 * 32 * 2
