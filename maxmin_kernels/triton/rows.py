@@ -36,7 +36,7 @@ class Config:
 def _tile(n_features: int, n_heads: int, dtype: torch.dtype) -> Config:
     block_h = max(16, min(64, triton.next_power_of_2(n_heads)))
     # Wide tiles hide the memory's delay; those of three tf32 products, or of many heads, would not fit the registers.
-    widest = 128 if dtype == torch.bfloat16 and block_h <= 32 else 32 if block_h > 32 else 64
+    widest = 128 if dtype == torch.bfloat16 and block_h == 16 else 32 if block_h > 32 else 64
     return Config(64, max(16, min(widest, triton.next_power_of_2(n_features))), block_h)
 
 
