@@ -57,6 +57,11 @@ def heads_refusal(n_heads: int) -> str | None:
     return None if n_heads <= 2048 else f"it serves at most 2048 heads, got {n_heads}"
 
 
+def groups_refusal(n_groups: int) -> str | None:
+    """Why so many groups cannot be compared each with each in one program (``None``: they can)."""
+    return None if n_groups <= 64 else f"it serves at most 64 groups, got {n_groups}"
+
+
 def kernels(module: str, name: str) -> Callable[..., Any]:
     """The launcher ``name`` of ``maxmin_kernels.triton.<module>``, imported when it is first called."""
 

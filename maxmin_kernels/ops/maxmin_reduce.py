@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
@@ -88,5 +88,18 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.maxmin_reduce_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(*args),
+)
+implement(
+    "maxmin_reduce_fwd",
+    "triton",
+    _triton.kernels("welfare", "maxmin_reduce_fwd"),
+    supports=lambda *args: _triton.groups_refusal(args[0].shape[1]) or _triton.refusal(args[0]),
+)
+# Elementwise, from the saved weights: nothing that PyTorch would not fuse as well.
+implement(
+    "maxmin_reduce_bwd",
+    "triton",
+    _bwd_reference,
+    supports=lambda *args: _triton.refusal(args[2]),
 )
 differentiate("maxmin_reduce_fwd", _backward, _setup_context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import define, differentiate, implement
 
@@ -58,5 +58,11 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.welfare_fwd_cpu(*args),
     supports=_cpu_supports,
+)
+implement(
+    "welfare_fwd",
+    "triton",
+    _triton.kernels("welfare", "welfare_fwd"),
+    supports=lambda *args: _triton.groups_refusal(args[0].shape[-1]) or _triton.refusal(args[0]),
 )
 differentiate("welfare_fwd", _backward, _setup_context)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import maxmin_kernels as mk
+from tests.kernels.test_welfare_native import VARIANTS, options_for
 from tests.kernels.triton.codegen import compile_for, count, usage
 
 pytestmark = pytest.mark.codegen
@@ -17,6 +18,9 @@ BUDGET = {
     "_margins_kernel": 152,
     "_gradient_kernel": 152,
     "_items_kernel": 96,
+    "_welfare_kernel": 192,
+    "_reduce_kernel": 255,  # a single program
+    "_sums_kernel": 128,
 }
 
 
@@ -59,7 +63,18 @@ def em_pass(dtype: torch.dtype) -> None:
     )
 
 
-FAMILIES = {"mixture": mixture, "em_pass": em_pass}
+def welfare(dtype: torch.dtype) -> None:
+    """Every kind for 512 x 16 rows of eight groups, and for a batch."""
+    utilities = torch.ones(512, 16, 8, dtype=dtype)
+    for variant in ("min", "softmin tau=1", "nash", "power p=0.5", "cvar alpha=0.4", "owa", "kl radius=0.2", "chi2 radius=0.2", "tv radius=0.1", "floor radius=0.1"):  # fmt: skip
+        kind, scalars = VARIANTS[variant]
+        options = {**scalars, **options_for(kind, 8, "given")}
+        mk.welfare(utilities, kind, **options)
+        mk.maxmin_reduce(utilities[:, 0], kind, **options)
+    mk.maxmin_reduce(torch.ones(100_000, 8, dtype=dtype), "min")
+
+
+FAMILIES = {"mixture": mixture, "em_pass": em_pass, "welfare": welfare}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
