@@ -233,7 +233,7 @@ def weighted_gram(
     return torch.stack(grams)
 
 
-def _rows_of(hidden: Tensor, token_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def rows_of(hidden: Tensor, token_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(B, D) the rows that heads read, and which of them are there (None: all)."""
     if token_index is None:
         return hidden, None
@@ -247,7 +247,7 @@ def reward_heads(
 ) -> Tensor:
     """Reward logits (B, H) of a row, or of one token of a sequence; NaN where there is no such token."""
     acc = accumulation_dtype(hidden)
-    rows, present = _rows_of(hidden, token_index)
+    rows, present = rows_of(hidden, token_index)
     out = rows.to(acc) @ weight.to(acc).T
     if bias is not None:
         out = out + bias.to(acc)
@@ -259,7 +259,7 @@ def reward_heads_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by the hidden states (zero at tokens that were not read), the weights and the bias."""
     acc = accumulation_dtype(hidden)
-    rows, present = _rows_of(hidden, token_index)
+    rows, present = rows_of(hidden, token_index)
     rows, grad = rows.to(acc), grad.to(acc)
     if present is not None:
         rows, grad = torch.where(present, rows, 0.0), torch.where(present, grad, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maxmin_kernels import reference
+from maxmin_kernels import _triton, reference
 from maxmin_kernels.ops._registry import define, implement
 
 
@@ -15,3 +15,9 @@ def _fake(attention_mask: Tensor) -> Tensor:
 
 define("last_token_index_fwd(Tensor attention_mask) -> Tensor", fake=_fake)
 implement("last_token_index_fwd", "reference", reference.last_token_index)
+implement(
+    "last_token_index_fwd",
+    "triton",
+    _triton.kernels("tokens", "last_token_index_fwd"),
+    supports=_triton.refusal,
+)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
@@ -93,5 +93,17 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.preference_margins_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(*args[:4]),
+)
+implement(
+    "preference_margins_fwd",
+    "triton",
+    _triton.kernels("pairs", "preference_margins_fwd"),
+    supports=lambda *args: _triton.refusal(*args),
+)
+implement(
+    "preference_margins_bwd",
+    "triton",
+    _triton.kernels("pairs", "preference_margins_bwd"),
+    supports=lambda *args: _triton.refusal(*args[:4]),
 )
 differentiate("preference_margins_fwd", _backward, _setup_context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
@@ -91,5 +91,17 @@ implement(
     "cpu",
     lambda *args: torch.ops.maxmin_native.reward_heads_bwd_cpu(*args),
     supports=lambda *args: _native.refusal(*args[:4]),
+)
+implement(
+    "reward_heads_fwd",
+    "triton",
+    _triton.kernels("heads", "reward_heads_fwd"),
+    supports=lambda *args: _triton.refusal(*args),
+)
+implement(
+    "reward_heads_bwd",
+    "triton",
+    _triton.kernels("heads", "reward_heads_bwd"),
+    supports=lambda *args: _triton.refusal(*args[:4]),
 )
 differentiate("reward_heads_fwd", _backward, _setup_context)

@@ -21,6 +21,10 @@ BUDGET = {
     "_welfare_kernel": 192,
     "_reduce_kernel": 255,  # a single program
     "_sums_kernel": 128,
+    "_heads_kernel": 128,
+    "_heads_bwd_kernel": 168,
+    "_push_kernel": 168,
+    "_last_token_kernel": 128,
 }
 
 
@@ -74,7 +78,18 @@ def welfare(dtype: torch.dtype) -> None:
     mk.maxmin_reduce(torch.ones(100_000, 8, dtype=dtype), "min")
 
 
-FAMILIES = {"mixture": mixture, "em_pass": em_pass, "welfare": welfare}
+def heads(dtype: torch.dtype) -> None:
+    """Eight heads on one token of 64 sequences, on pairs of rows; the last token."""
+    hidden = torch.zeros(64, 8, 4096, dtype=dtype, requires_grad=True)
+    weight = torch.zeros(8, 4096, requires_grad=True)
+    token = mk.last_token_index(torch.ones(64, 2048, dtype=torch.int64)).clamp(0, 7)
+    mk.reward_heads(hidden, weight, torch.zeros(8), token).sum().backward()
+    chosen, rejected = (torch.zeros(4096, 1024, dtype=dtype, requires_grad=True) for _ in range(2))
+    weight = torch.zeros(8, 1024, requires_grad=True)
+    mk.preference_margins(chosen, rejected, weight).sum().backward()
+
+
+FAMILIES = {"mixture": mixture, "em_pass": em_pass, "welfare": welfare, "heads": heads}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
