@@ -62,6 +62,14 @@ def groups_refusal(n_groups: int) -> str | None:
     return None if n_groups <= 64 else f"it serves at most 64 groups, got {n_groups}"
 
 
+def prompt_refusal(rewards: torch.Tensor) -> str | None:
+    """Why the rewards ``(P, S, K)`` of a prompt do not fit one program (``None``: they do)."""
+    _, n_samples, n_groups = rewards.shape
+    if n_samples * n_groups <= 4096:
+        return None
+    return f"it serves at most 4096 rewards a prompt, got {n_samples} x {n_groups}"
+
+
 def kernels(module: str, name: str) -> Callable[..., Any]:
     """The launcher ``name`` of ``maxmin_kernels.triton.<module>``, imported when it is first called."""
 

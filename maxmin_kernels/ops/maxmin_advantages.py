@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from maxmin_kernels import reference
+from maxmin_kernels import _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import define, implement
 
@@ -19,3 +19,9 @@ define(
     fake=_fake,
 )
 implement("maxmin_advantages_fwd", "reference", reference.maxmin_advantages)
+implement(
+    "maxmin_advantages_fwd",
+    "triton",
+    _triton.kernels("advantages", "maxmin_advantages_fwd"),
+    supports=lambda *args: _triton.prompt_refusal(args[0]) or _triton.refusal(*args[:2]),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, reference
+from maxmin_kernels import _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import define, implement
 
@@ -93,3 +93,9 @@ define(
 )
 implement("weighted_gram_fwd", "reference", reference.weighted_gram)
 implement("weighted_gram_fwd", "cpu", _cpu, supports=lambda *args: _native.refusal(args[0]))
+implement(
+    "weighted_gram_fwd",
+    "triton",
+    _triton.kernels("gram", "weighted_gram_fwd"),
+    supports=lambda *args: _triton.refusal(args[0]),
+)

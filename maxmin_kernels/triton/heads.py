@@ -201,7 +201,8 @@ def reward_heads_bwd(
     make = hidden.new_empty if token_index is None else hidden.new_zeros
     by_hidden = make(hidden.shape if need_hidden else 0)
     out = _strides(by_hidden) if need_hidden else (0, 0, 0)
-    block_d = max(16, min(64, triton.next_power_of_2(n_features)))
+    # Narrow blocks: 4096 features then make a program for each multiprocessor.
+    block_d = max(16, min(32, triton.next_power_of_2(n_features)))
     with torch.cuda.device_of(hidden):
         _heads_bwd_kernel[(max(1, triton.cdiv(n_features, block_d)),)](
             grad.contiguous(),

@@ -36,10 +36,13 @@ class Config:
     num_stages: int = 3
 
 
-def _tile(n_features: int, n_heads: int, dtype: torch.dtype) -> Config:
+def _tile(n_features: int, n_heads: int, dtype: torch.dtype, pairs: bool) -> Config:
     block_h = max(16, min(64, triton.next_power_of_2(n_heads)))
     # Wide tiles hide the memory's delay; those of three tf32 products, or of many heads, would not fit the registers.
-    widest = 128 if dtype == torch.bfloat16 and block_h == 16 else 32 if block_h > 32 else 64
+    if pairs or block_h > 32:
+        widest = 32
+    else:
+        widest = 128 if dtype == torch.bfloat16 and block_h == 16 else 64
     return Config(64, max(16, min(widest, triton.next_power_of_2(n_features))), block_h)
 
 
@@ -170,7 +173,7 @@ def margins(features: Tensor, weight: Tensor, less: Tensor | None = None) -> Ten
     out = weight.new_empty(n_rows, n_heads)
     if out.numel() == 0:
         return out
-    config = _tile(n_features, n_heads, features.dtype)
+    config = _tile(n_features, n_heads, features.dtype, less is not None)
     with torch.cuda.device_of(features):
         _margins_kernel[(triton.cdiv(n_rows, config.block_n), triton.cdiv(n_heads, config.block_h))](
             features,
@@ -203,7 +206,7 @@ def gradient(features: Tensor, pull: Tensor, less: Tensor | None = None) -> Tens
     (n_rows, n_features), n_heads = features.shape, pull.shape[1]
     if n_rows == 0 or n_heads == 0 or n_features == 0:
         return pull.new_zeros(n_heads, n_features)
-    config = _tile(n_features, n_heads, features.dtype)
+    config = _tile(n_features, n_heads, features.dtype, less is not None)
     each = triton.cdiv(n_rows, _splits(n_rows, n_features, n_heads, config))
     rows = triton.cdiv(each, config.block_n) * config.block_n
     splits = triton.cdiv(n_rows, rows)
