@@ -26,7 +26,7 @@ class DualSolution(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Samples:
+class Samples:
     """Rewards less their mean at the prompt, which keeps digits when offsets are large."""
 
     rewards: Tensor  # (P, S, K), 0 where not there
@@ -58,7 +58,7 @@ class _Samples:
         return self.mean(top + beta * torch.log1p(x.sum(1) / self.count)) + self.offset @ weights
 
 
-def _samples(rewards: Tensor) -> _Samples:
+def samples_of(rewards: Tensor) -> Samples:
     r = rewards.double()
     there = ~r.isnan().any(-1)
     r = torch.where(there[..., None], r, 0.0)
@@ -67,7 +67,7 @@ def _samples(rewards: Tensor) -> _Samples:
     share = used / used.sum()
     mean = r.sum(1) / count.clamp_min(1)[:, None]
     centred = torch.where(there[..., None], r - mean[:, None], 0.0)
-    return _Samples(centred, there, count.clamp_min(1), share, share @ mean)
+    return Samples(centred, there, count.clamp_min(1), share, share @ mean)
 
 
 def _gap(weights: Tensor, utilities: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ def maxmin_dual(
         nothing = rewards.new_full((rewards.shape[2],), torch.nan, dtype=torch.float64)
         one = nothing.new_full((), torch.nan)
         return DualSolution(nothing, one, nothing, one, nothing.new_zeros(rewards.shape[0]))
-    samples = _samples(rewards)
-    w = _solve(samples, beta, tol, max_iter) if weights is None else weights.double()
+    samples = samples_of(rewards)
+    w = solve(samples, beta, tol, max_iter) if weights is None else weights.double()
     policy = samples.policy(samples.rewards @ w, beta)
     utilities = samples.utilities(policy)
     ess = 1 / policy.square().sum(1)
@@ -96,7 +96,7 @@ def maxmin_dual_bwd(grad_value: Tensor, rewards: Tensor, weights: Tensor, beta: 
     """Gradient of D(w*) by the rewards: by Danskin w* counts as fixed."""
     if rewards.numel() == 0:
         return torch.zeros_like(rewards)
-    samples = _samples(rewards)
+    samples = samples_of(rewards)
     policy = samples.policy(samples.rewards @ weights, beta) * samples.share[:, None]
     grad = grad_value * policy[..., None] * weights
     return torch.where(samples.there[..., None], grad, 0.0).to(rewards.dtype)
@@ -122,7 +122,7 @@ def _newton_direction(
     return z, (z @ downhill).clamp_min(0)
 
 
-def _solve(samples: _Samples, beta: float, tol: float, max_iter: int) -> Tensor:
+def solve(samples: Samples, beta: float, tol: float, max_iter: int) -> Tensor:
     r, there = samples.rewards, samples.there[..., None]
     n_groups = r.shape[-1]
     w = torch.full((n_groups,), 1 / n_groups, dtype=r.dtype, device=r.device)
@@ -166,9 +166,12 @@ def _solve(samples: _Samples, beta: float, tol: float, max_iter: int) -> Tensor:
         # On a CPU there is no device to wait for.
         if finished.device.type == "cpu" and bool(finished | gap.isnan()):
             break
-    w = torch.where(best_gap < torch.inf, best_w, w)
-    # A barrier never reaches zero: do it where the certificate is no worse for it.
+    return without_traces(samples, torch.where(best_gap < torch.inf, best_w, w), beta, tol)
+
+
+def without_traces(samples: Samples, w: Tensor, beta: float, tol: float) -> Tensor:
+    """An interior point never reaches zero: do it where the certificate is no worse for it."""
     clean = torch.where(w < 1e-7, 0.0, w)
     clean = clean / clean.sum()
-    gaps = [_gap(v, samples.utilities(samples.policy(r @ v, beta))) for v in (clean, w)]
+    gaps = [_gap(v, samples.utilities(samples.policy(samples.rewards @ v, beta))) for v in (clean, w)]
     return torch.where(gaps[0] <= gaps[1] + 1e-9 * tol, clean, w)

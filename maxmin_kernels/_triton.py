@@ -62,12 +62,14 @@ def groups_refusal(n_groups: int) -> str | None:
     return None if n_groups <= 64 else f"it serves at most 64 groups, got {n_groups}"
 
 
-def prompt_refusal(rewards: torch.Tensor) -> str | None:
+def prompt_refusal(rewards: torch.Tensor, least_groups: int = 1) -> str | None:
     """Why the rewards ``(P, S, K)`` of a prompt do not fit one program (``None``: they do)."""
     _, n_samples, n_groups = rewards.shape
-    if n_samples * n_groups <= 4096:
+    # Tiles have powers of two on their sides.
+    size = 2 ** (n_samples - 1).bit_length() * max(least_groups, 2 ** (n_groups - 1).bit_length())
+    if n_samples * n_groups == 0 or size <= 8192:
         return None
-    return f"it serves at most 4096 rewards a prompt, got {n_samples} x {n_groups}"
+    return f"it serves at most 8192 rewards a prompt (padded), got {n_samples} samples x {n_groups} groups"
 
 
 def kernels(module: str, name: str) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import reference
+from maxmin_kernels import _triton, reference
 from maxmin_kernels.ops._registry import call, define, differentiate, implement
 
 
@@ -59,4 +59,17 @@ define(
 )
 implement("maxmin_dual_fwd", "reference", _fwd_reference)
 implement("maxmin_dual_bwd", "reference", _bwd_reference)
+implement(
+    "maxmin_dual_fwd",
+    "triton",
+    _triton.kernels("dual", "maxmin_dual_fwd"),
+    supports=lambda *args: _triton.prompt_refusal(args[0], 16) or _triton.refusal(args[0], args[2]),
+)
+# Elementwise but for a softmax over a prompt's samples: plain PyTorch on the device.
+implement(
+    "maxmin_dual_bwd",
+    "triton",
+    _bwd_reference,
+    supports=lambda *args: _triton.refusal(args[1]),
+)
 differentiate("maxmin_dual_fwd", _backward, _setup_context)

@@ -115,7 +115,7 @@ def maxmin_advantages_fwd(
             BLOCK_P=block_p,
             BLOCK_S=block_s,
             BLOCK_K=block_k,
-            num_warps=4 if block_s * block_k <= 4096 else 8,
+            num_warps=4 if block_s * block_k <= 2048 else 8,
         )
         if scale == "batch":
             _batch_scale_kernel[(triton.cdiv(out.numel(), 1024),)](

@@ -16,7 +16,7 @@ BUDGET = {
     "_annotators_kernel": 168,
     "_choices_kernel": 128,
     "_margins_kernel": 152,
-    "_gradient_kernel": 152,
+    "_gradient_kernel": 168,
     "_items_kernel": 96,
     "_welfare_kernel": 192,
     "_reduce_kernel": 255,  # a single program
@@ -25,6 +25,10 @@ BUDGET = {
     "_heads_bwd_kernel": 168,
     "_push_kernel": 168,
     "_last_token_kernel": 128,
+    "_advantages_kernel": 128,
+    "_batch_scale_kernel": 128,
+    "_evaluate_kernel": 255,
+    "_advance_kernel": 255,  # a single program
 }
 
 
@@ -89,7 +93,15 @@ def heads(dtype: torch.dtype) -> None:
     mk.preference_margins(chosen, rejected, weight).sum().backward()
 
 
-FAMILIES = {"mixture": mixture, "em_pass": em_pass, "welfare": welfare, "heads": heads}
+def prompts(dtype: torch.dtype) -> None:
+    """Advantages of 512 prompts of 16 samples for eight groups, and MaxMin over them."""
+    rewards = torch.ones(512, 16, 8, dtype=dtype)
+    for scale in ("none", "group", "prompt", "batch"):
+        mk.maxmin_advantages(rewards, torch.ones(8), scale=scale)
+    mk.maxmin_dual(rewards, 0.5, max_iter=1)
+
+
+FAMILIES = {"prompts": prompts, "mixture": mixture, "em_pass": em_pass, "welfare": welfare, "heads": heads}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
