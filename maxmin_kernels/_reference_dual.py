@@ -173,5 +173,7 @@ def without_traces(samples: Samples, w: Tensor, beta: float, tol: float) -> Tens
     """An interior point never reaches zero: do it where the certificate is no worse for it."""
     clean = torch.where(w < 1e-7, 0.0, w)
     clean = clean / clean.sum()
-    gaps = [_gap(v, samples.utilities(samples.policy(samples.rewards @ v, beta))) for v in (clean, w)]
+    gaps = [
+        _gap(v, samples.utilities(samples.policy(samples.rewards @ v, beta))) for v in (clean, w)
+    ]
     return torch.where(gaps[0] <= gaps[1] + 1e-9 * tol, clean, w)

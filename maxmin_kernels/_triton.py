@@ -72,6 +72,16 @@ def prompt_refusal(rewards: torch.Tensor, least_groups: int = 1) -> str | None:
     return f"it serves at most 8192 rewards a prompt (padded), got {n_samples} samples x {n_groups} groups"
 
 
+def nvidia_refusal() -> str | None:
+    """Why a kernel that multiplies float64 tiles cannot serve here (``None``: it can)."""
+    if interpreted():
+        return None
+    from triton.runtime import driver
+
+    backend = driver.active.get_current_target().backend
+    return None if backend == "cuda" else f"its float64 products do not compile for {backend!r}"
+
+
 def kernels(module: str, name: str) -> Callable[..., Any]:
     """The launcher ``name`` of ``maxmin_kernels.triton.<module>``, imported when it is first called."""
 

@@ -63,7 +63,11 @@ implement(
     "maxmin_dual_fwd",
     "triton",
     _triton.kernels("dual", "maxmin_dual_fwd"),
-    supports=lambda *args: _triton.prompt_refusal(args[0], 16) or _triton.refusal(args[0], args[2]),
+    supports=lambda *args: (
+        _triton.refusal(args[0], args[2])
+        or _triton.prompt_refusal(args[0], 16)
+        or _triton.nvidia_refusal()
+    ),
 )
 # Elementwise but for a softmax over a prompt's samples: plain PyTorch on the device.
 implement(

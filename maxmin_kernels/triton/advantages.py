@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maxmin_kernels._checks import accumulation_dtype
 
+
 @triton.jit
 def _advantages_kernel(
     r_ptr,

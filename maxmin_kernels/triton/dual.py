@@ -236,7 +236,7 @@ def _start(samples: Samples, beta: float, tol: float, block_k: int) -> Tensor:
     scale = torch.where(scale > 0, scale, 1.0)
     # Products below the rounding error of the utilities would chase noise where the dual is flat.
     noise = torch.finfo(r.dtype).eps * span * (1 + span / beta)
-    values = {
+    values: dict[str, Tensor | float] = {
         "strength": span.clamp_min(beta),
         "mu_end": (0.5 * noise).clamp_min(0.02 * tol / n_groups),
         "step": 1.0,

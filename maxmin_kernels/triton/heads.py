@@ -251,6 +251,9 @@ def _many_rows_bwd(
     if need_hidden:
         by_hidden = (grad @ weight.to(acc)).to(hidden.dtype)
         if token_index is not None and present is not None:
-            at = (torch.arange(len(hidden), device=hidden.device), token_index.where(present[:, 0], 0))
+            at = (
+                torch.arange(len(hidden), device=hidden.device),
+                token_index.where(present[:, 0], 0),
+            )
             by_hidden = hidden.new_zeros(hidden.shape).index_put_(at, by_hidden)
     return by_hidden, by_weight, grad.sum(0)

@@ -1,8 +1,8 @@
 """Margins of pairs of rows, (1) and (2), from one read of both: the difference stays on the chip.
 
-    margins (N, H) = (C - R) Wᵀ                   as rows of features
-    by chosen (N, D) = g W, by rejected = -g W    one launch writes both
-    by weight (H, D) = gᵀ (C - R)                 as rows of features
+margins (N, H) = (C - R) Wᵀ                   as rows of features
+by chosen (N, D) = g W, by rejected = -g W    one launch writes both
+by weight (H, D) = gᵀ (C - R)                 as rows of features
 """
 
 from __future__ import annotations

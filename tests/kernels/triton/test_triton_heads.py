@@ -80,9 +80,7 @@ def test_other_tokens_are_not_read():
 
 def test_heads_pass_gradcheck_and_compile():
     leaves, index = on_device(*make_inputs(5, 17, 3, 4))
-    assert torch.autograd.gradcheck(
-        lambda *tensors: face(index)(*tensors)[[0, 2, 3, 4]], leaves
-    )
+    assert torch.autograd.gradcheck(lambda *tensors: face(index)(*tensors)[[0, 2, 3, 4]], leaves)
     assert_compiles(face(None), on_device(make_inputs(5, 17, 3)[0])[0])
 
 
