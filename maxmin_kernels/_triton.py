@@ -72,6 +72,23 @@ def prompt_refusal(rewards: torch.Tensor, least_groups: int = 1) -> str | None:
     return f"it serves at most 8192 rewards a prompt (padded), got {n_samples} samples x {n_groups} groups"
 
 
+def has_tma() -> bool:
+    """Does the device bring tiles by itself (Hopper and later)? The interpreter does."""
+    if interpreted():
+        return True
+    from triton.runtime import driver
+
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
+
+
+def n_multiprocessors(device: torch.device) -> int:
+    """Programs that run side by side, one a multiprocessor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 3 if interpreted() else 132
+
+
 def nvidia_refusal() -> str | None:
     """Why a kernel that multiplies float64 tiles cannot serve here (``None``: it can)."""
     if interpreted():

@@ -3,7 +3,8 @@
     margins -> choices (sets only) -> annotators: Z, γ -> pull c = γ v s -> gradient cᵀ X
 
 Between the launches go (N, H) and (A, H): against D features a row they are a small part of what is moved. Items: the
-margins are gathered from the table of scores wherever they are wanted, never written.
+margins are gathered from the table of scores wherever they are wanted, never written. Pairs whose features fit the
+chip are read once instead (``one_read.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maxmin_kernels import reference
+from maxmin_kernels.triton import one_read
 from maxmin_kernels.triton.choices import pull
 from maxmin_kernels.triton.items import by_item
 from maxmin_kernels.triton.mixture import annotators
@@ -34,8 +36,15 @@ def em_pass_fwd(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the schema says."""
-    table = margins(features, weight)
     n_rows = features.shape[0]
+    plain = chosen is None and choice_indptr is None and label_noise == 0.0 and not hard
+    n_mixtures = 1 if mixture_indptr is None else mixture_indptr.shape[0] - 1
+    once = one_read.config_for(features, weight.shape[0], n_mixtures, plain and temperature == 1.0)
+    if once is not None:
+        return one_read.em_pass(
+            once, features, indptr, weight, log_weights, mixture_indptr, comparison_weight
+        )
+    table = margins(features, weight)
     if chosen is not None and rejected is not None:
         n_rows = chosen.shape[0]
         if not plan:

@@ -17,6 +17,7 @@ BUDGET = {
     "_choices_kernel": 128,
     "_margins_kernel": 152,
     "_gradient_kernel": 168,
+    "_one_read_kernel": 255,
     "_items_kernel": 96,
     "_welfare_kernel": 192,
     "_reduce_kernel": 255,  # a single program
@@ -53,13 +54,17 @@ def mixture(dtype: torch.dtype) -> None:
 def em_pass(dtype: torch.dtype) -> None:
     """32 pairs an annotator: eight heads of 4096 and of 1024 features, 64 heads; items."""
     indptr = torch.arange(0, 2049, 32)
-    for n_features, n_heads in ((4096, 8), (4096, 64), (1024, 8)):
-        mk.em_pass(
-            torch.zeros(2048, n_features, dtype=dtype),
-            indptr,
-            torch.zeros(n_heads, n_features),
-            torch.zeros(n_heads),
-        )
+    for n_features, n_heads in ((4096, 8), (4096, 64), (1024, 8), (512, 16), (512, 8)):
+        once = n_features < 4096 and dtype == torch.bfloat16  # those are read once
+        for weighted in (False, True)[: 1 + once]:
+            mk.em_pass(
+                torch.zeros(2048, n_features, dtype=dtype),
+                indptr,
+                torch.zeros(n_heads, n_features),
+                torch.zeros(n_heads),
+                mixture_indptr=torch.tensor([0, 1, 3, n_heads]) if weighted else None,
+                comparison_weight=torch.ones(2048) if weighted else None,
+            )
     chosen = torch.arange(2048) % 100
     mk.em_pass(
         torch.zeros(100, 1024, dtype=dtype),
@@ -141,12 +146,23 @@ def test_compiles(arch, family):
     assert compiled
 
 
+def test_features_are_read_once_by_tma_into_several_buffers():
+    with compile_for("sm_90") as compiled, mk.backend("triton"):
+        em_pass(torch.bfloat16)
+    once = [k for k in compiled if k.metadata.name == "_one_read_kernel"]
+    assert len(once) == 6
+    for kernel in once:
+        # One tensor copy a buffer before the loop and one in it: the tile of 16 rows is never asked for a second time.
+        assert count(kernel, "UTMALDG") == 4 and count(kernel, "HMMA") > 0
+        assert usage(kernel).shared >= 4 * 16 * 512 * 2
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_features_in_half_precision_meet_tensor_cores_by_wide_loads(arch):
     with compile_for(arch) as compiled, mk.backend("triton"):
         em_pass(torch.bfloat16)
     kernels = [k for k in compiled if k.metadata.name in ("_margins_kernel", "_gradient_kernel")]
-    assert len(kernels) >= 6
+    assert len(kernels) >= 8
     for kernel in kernels:
         assert count(kernel, r"HGMMA|HMMA") > 0
         assert count(kernel, r"LDG\.E\.128|LDGSTS\.E\.BYPASS.*\.128|UTMALDG") > 0

@@ -137,3 +137,42 @@ def test_empties():
         )
         assert (out.grad_weight == 0).all() and out.log_resp.shape == (n_annotators, 2)
         assert out.mass.sum() == n_annotators
+
+
+@pytest.mark.parametrize(
+    ("n_features", "sizes", "weighted"),
+    [(512, (3,), False), (512, (2, 1, 4), True), (512, (5, 6), False), (1024, (8,), True)],
+)
+def test_features_read_once(n_features, sizes, weighted, monkeypatch):
+    """Annotators within a tile, over two, over many, and without a row; programs with none."""
+    from maxmin_kernels.triton import one_read
+
+    calls = []
+    kernel = one_read.em_pass
+    monkeypatch.setattr(one_read, "em_pass", lambda *args: calls.append(1) or kernel(*args))
+    torch.manual_seed(n_features)
+    n_heads = sum(sizes)
+    lengths = torch.tensor([1, 0, 31, 32, 33, 2, 100, 0, 5, 27, 3, 0])
+    n_rows = int(lengths.sum())
+    dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+    arguments = {
+        "features": torch.randn(n_rows, n_features).to(dtype),
+        "indptr": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+        "weight": torch.randn(n_heads, n_features) * 3 / n_features**0.5,
+        "log_weights": torch.randn(n_heads),
+    }
+    options = {
+        "mixture_indptr": torch.tensor([0, *sizes]).cumsum(0),
+        "comparison_weight": torch.rand(n_rows) if weighted else None,
+    }
+    out = mk.em_pass(**there(arguments), **there(options))
+    assert calls
+    again = mk.em_pass(**there(arguments), **there(options))
+    assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
+    truth = in_dtype(arguments, options, torch.float64)
+    peer = in_dtype(arguments, options, torch.float32)
+    for name in out._fields:
+        value, exact, plain = (getattr(x, name).cpu() for x in (out, truth, peer))
+        if name == "log_resp":
+            value, exact, plain = value.exp(), exact.exp(), plain.exp()
+        assert_close_enough(value, exact, plain, floor=5e-6, name=name)
