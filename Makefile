@@ -7,7 +7,7 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-interp codegen bench lint fmt clean
+.PHONY: help dev build demo test test-interp codegen bench gpu lint fmt clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -48,9 +48,12 @@ codegen: $(VENV)/.native  ## Triton's kernels compiled for devices that are not 
 	$(BIN)/python -m pytest -q -n $(JOBS) -m codegen
 
 bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md
-	set -e; for f in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do $(BIN)/python -m benchmarks.$$f; done
+	set -e; for f in $(filter-out bench_gpu%,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/report.py
+
+gpu:  ## on a machine with a GPU: every kernel tried there, then timed (benchmarks/gpu.sh says more)
+	bash benchmarks/gpu.sh
 
 lint: $(VENV)/.native  ## style and types
 	$(BIN)/ruff check .

@@ -159,7 +159,7 @@ def write_records(records: list[dict[str, Any]]) -> Path:
 
     merged = {key(r): r for r in [*kept, *records]}
     lines = ",\n".join(json.dumps(merged[k], ensure_ascii=False) for k in sorted(merged))
-    _replace(path, f'{{"records": [\n{lines}\n]}}\n')
+    replace_file(path, f'{{"records": [\n{lines}\n]}}\n')
     return path
 
 
@@ -167,11 +167,11 @@ def write_study(name: str, findings: dict[str, Any]) -> Path:
     """What a study found, with its environment, to ``results/<name>.json``."""
     path = RESULTS / f"{name}.json"
     text = json.dumps({"study": name, **environment(), **findings}, indent=1, ensure_ascii=False)
-    _replace(path, text + "\n")
+    replace_file(path, text + "\n")
     return path
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)

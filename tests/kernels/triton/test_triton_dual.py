@@ -8,10 +8,21 @@ import torch
 import maxmin_kernels as mk
 from maxmin_kernels import reference
 from tests.kernels.criterion import LAYOUTS, cases, with_layout
-from tests.kernels.test_maxmin_dual import DTYPES, make_rewards
 from tests.kernels.triton.where import DEVICE, on_triton
 
 pytestmark = on_triton
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def make_rewards(prompts, samples, groups, correlation=0.0):
+    """Groups whose rewards have something in common (every second one its opposite, where it is negative)."""
+    torch.manual_seed(0)
+    own = torch.randn(prompts, samples, groups, dtype=torch.float64)
+    shared = torch.randn(prompts, samples, 1, dtype=torch.float64)
+    sign = torch.where(torch.arange(groups) % 2 == 0, 1.0, -1.0 if correlation < 0 else 1.0)
+    rho = abs(correlation)
+    return (1 - rho) ** 0.5 * own + rho**0.5 * shared * sign
 
 
 def assert_solved(rewards, beta, tol=1e-6, **options):
