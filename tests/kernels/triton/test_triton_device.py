@@ -48,7 +48,7 @@ def calls():
         "last_token_index": lambda: (mk.last_token_index(torch.ones(8, 16, **make)[:, :9].bool()),),
         "weighted_gram": lambda: (
             mk.weighted_gram(x[:, :8], shares.expand(32, 4), margins.detach().sigmoid(), indptr),
-        ),  # fmt: skip
+        ),
     }
 
 
