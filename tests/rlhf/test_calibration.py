@@ -143,7 +143,7 @@ def test_no_prompts(method: str) -> None:
         (
             (np.ones((2, 3, 1)), "zscore"),
             ValueError,
-            "calibrate: expected one of 'center', 'scale', 'win_rate', None, got 'zscore'",
+            "calibrate: expected one of 'center', 'scale', 'win_rate', 'regret', None, got 'zscore'",
         ),
         (
             (np.ones((2, 3, 1)), "center", np.ones((1, 3, 1))),

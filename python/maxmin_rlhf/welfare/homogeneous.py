@@ -65,7 +65,10 @@ def minimise_homogeneous(
             there_w, there = at(trial / trial.sum())
             if there.value > 0:
                 lower = _value(trial, there, eta, dual_p) <= value + 1e-4 * t * slope
-                flatter = abs(float(_derivatives(trial, there, some, eta, dual_p)[0] @ step)) <= -0.5 * slope
+                flatter = (
+                    abs(float(_derivatives(trial, there, some, eta, dual_p)[0] @ step))
+                    <= -0.5 * slope
+                )
                 if lower or flatter:
                     break
             t *= 0.5

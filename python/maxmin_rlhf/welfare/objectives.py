@@ -16,10 +16,13 @@ Array = NDArray[np.float64]
 
 # Of the kernels' welfare, by the kind's name there. With a KL penalty the MaxMin policy is unique: leximin, which breaks
 # ties of MaxMin in favour of the next worst-off, has none to break.
-KINDS = {
-    **{"maxmin": "min", "leximin": "min"},
-    **{k: k for k in ("mean", "softmin", "nash", "power", "cvar", "owa", "kl", "chi2", "tv", "floor")},
-}  # fmt: skip
+_SAME = ("mean", "softmin", "nash", "power", "cvar", "owa", "kl", "chi2", "tv", "floor")
+KINDS = {"maxmin": "min", **{kind: kind for kind in _SAME}, "leximin": "min"}
+# The number that a kind takes.
+PARAMETERS = {
+    "softmin": "tau", "power": "p", "cvar": "alpha",
+    **dict.fromkeys(("kl", "chi2", "tv", "floor"), "radius"),
+}
 # A power mean has its weights at a distance from zero, and so a dual of another form.
 HOMOGENEOUS = ("nash", "power")
 # Groups without a share count here.
@@ -47,14 +50,13 @@ class Objective:
 
     def welfare(self, utilities: Array) -> float:
         """W of (13') at (K,) utilities, NaN outside its domain."""
-        options = {
-            "softmin": {"tau": self.param},
-            "power": {"p": self.param},
-            "cvar": {"alpha": self.param},
-            "owa": {"rank_weights": _tensor(self.rank_weights, self.counts)},
-            "floor": {"floor": _tensor(self.floor, self.counts), "radius": self.param},
-            **{ball: {"radius": self.param} for ball in ("kl", "chi2", "tv")},
-        }.get(self.kind, {})
+        options: dict[str, Any] = {}
+        if self.kind in PARAMETERS:
+            options[PARAMETERS[self.kind]] = self.param
+        if self.kind == "floor":
+            options["floor"] = _tensor(self.floor, self.counts)
+        if self.kind == "owa":
+            options["rank_weights"] = _tensor(self.rank_weights, self.counts)
         shares = _tensor(self.shares, self.counts)
         u = torch.as_tensor(utilities[self.counts])
         return float(functional.welfare(u, self.kind, group_weights=shares, **options).value)
@@ -112,9 +114,9 @@ def divergence(q: Array, eta: Array, kind: str) -> float:
 
 
 def objective_of(
-    name: str,
+    kind: str,
     shares: Array,
-    counts: NDArray[np.bool_],
+    kept: NDArray[np.int64],
     *,
     tau: float | None = None,
     p: float | None = None,
@@ -123,39 +125,43 @@ def objective_of(
     floor: Any = None,
     rank_weights: Any = None,
 ) -> Objective:
-    """Checked by the rules of :func:`maxmin_kernels.welfare`.
+    """Of the groups kept, checked by the rules of :func:`maxmin_kernels.welfare`.
 
     Args:
-        name: of :data:`KINDS`.
-        shares: (K,) of sum 1 over the groups that count.
-        counts: (K,) groups that are not left out.
+        kind: as there.
+        shares: (K,) of all groups.
+        kept: (K',) the groups that are not left out.
+        floor: (K,).
+        rank_weights: (K,), of which the first K' count.
     """
-    kind = KINDS[name]
-    lows = None if floor is None else _vector("floor", floor, len(shares))
-    ranks = None if rank_weights is None else _vector("rank_weights", rank_weights, len(shares))
-    if ranks is not None:
-        ranks = ranks[: int(counts.sum())]
+    eta = shares[kept] / shares[kept].sum()
+    lows = None if floor is None else _vector("floor", floor, len(shares))[kept]
+    ranks = None
+    if rank_weights is not None:
+        ranks = _vector("rank_weights", rank_weights, len(shares))[: len(kept)]
         if not ranks.sum() > 0:
             raise ValueError(f"rank_weights: expected a positive sum, got {float(ranks.sum()):g}")
-        ranks = _scatter(ranks / ranks.sum(), counts)
+        ranks = ranks / ranks.sum()
+    every = np.ones(len(kept), np.bool_)
     functional.welfare(
-        torch.ones(int(counts.sum()), dtype=torch.float64),
+        torch.ones(len(kept), dtype=torch.float64),
         kind,
-        group_weights=_tensor(shares, counts),
-        tau=tau,
-        p=p,
-        alpha=alpha,
-        radius=radius,
-        floor=_tensor(lows, counts),
-        rank_weights=_tensor(ranks, counts),
+        group_weights=_tensor(eta, every),
+        **{k: _plain(v) for k, v in {"tau": tau, "p": p, "alpha": alpha, "radius": radius}.items()},
+        floor=_tensor(lows, every),
+        rank_weights=_tensor(ranks, every),
         validate=True,
     )
     param = next((float(x) for x in (tau, p, alpha, radius) if x is not None), math.inf)
-    if (kind, param) in (("power", 1.0), ("cvar", 1.0)) or (kind in ("kl", "chi2", "tv") and param == 0):
-        kind = "mean"  # as it is there, without an interior
-    if kind not in _EVERY_GROUP:
-        counts = counts & (shares > 0)
-    return Objective(kind, shares, counts, param, lows, ranks)
+    ball = PARAMETERS.get(kind) == "radius"
+    if (kind, param) in (("power", 1.0), ("cvar", 1.0)) or (ball and param == 0):
+        kind = "mean"  # as it is there; without an interior
+    return Objective(kind, eta, every if kind in _EVERY_GROUP else eta > 0, param, lows, ranks)
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def _vector(name: str, values: Any, n_groups: int) -> Array:
@@ -163,12 +169,6 @@ def _vector(name: str, values: Any, n_groups: int) -> Array:
     if vector.shape != (n_groups,):
         raise ValueError(f"{name}: expected shape ({n_groups},), got {vector.shape}")
     return vector
-
-
-def _scatter(values: Array, counts: NDArray[np.bool_]) -> Array:
-    out = np.zeros(counts.shape)
-    out[counts] = values
-    return out
 
 
 def _tensor(values: Array | None, counts: NDArray[np.bool_]) -> torch.Tensor | None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
+from maxmin_rlhf.reward.calibration import METHODS, as_rewards, calibrate, worst_alone
+
 Array = NDArray[np.float64]
 # Numbers that a pass works on at once: what it needs beside the rewards stays within some 100 MB.
 _BLOCK = 1 << 20
@@ -40,7 +42,7 @@ class _Block:
     there: Tensor  # (P, S)
     count: Tensor  # (P,) samples, at least 1
     used: Tensor  # (P,) 1, or 0 without a sample
-    mean: Tensor  # (K,) sum over prompts of what was taken off
+    mean: Tensor  # (P, K) what was taken off
 
     def policy(self, score: Tensor, beta: float) -> Tensor:
         """(14): (P, S) scores to probabilities."""
@@ -69,7 +71,21 @@ def _block(rewards: Tensor) -> _Block:
     used = (count > 0).to(r.dtype)
     mean = r.sum(1) / count.clamp_min(1)[:, None]
     r = torch.where(there[..., None], r - mean[:, None], 0.0)
-    return _Block(r, there, count.clamp_min(1), used, mean.sum(0))
+    return _Block(r, there, count.clamp_min(1), used, mean)
+
+
+def _survey(rewards: Tensor, block: _Block) -> Tensor:
+    """Sums: prompts with a sample, samples, samples that some groups have judged and others not, squares about the
+    prompts' means; and of each group the means, the samples that it alone is missing in, those where it alone is the
+    worst off, those that it has judged."""
+    missing = rewards.isnan()
+    partial = missing.any(-1) & ~missing.all(-1)
+    alone, samples = worst_alone(rewards)
+    ours = (missing & partial[..., None]).flatten(0, 1).sum(0).double()
+    judged = (~missing).flatten(0, 1).sum(0).double()
+    squares = block.rewards.square().sum()
+    whole = torch.stack([block.used.sum(), samples, partial.sum().double(), squares])
+    return torch.cat([whole, block.mean.sum(0), ours, alone, judged])
 
 
 class Shards:
@@ -91,30 +107,41 @@ class Shards:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._read, self._group, self.n_groups = read, group, n_groups
-        self._kept = list(self._blocks_anew()) if keep else None
-        sums, span = np.zeros(1 + n_groups), 0.0
-        for block in self._blocks():
-            sums += torch.cat([block.used.sum()[None], block.mean]).cpu().numpy()
+        self.alone = group is None  # no other rank has prompts
+        kept: list[_Block] = []
+        sums, span = np.zeros(4 + 4 * n_groups), 0.0
+        for rewards in self._pieces():
+            block = _block(rewards)
+            if keep:
+                kept.append(block)
+            sums += _survey(rewards, block).cpu().numpy()
             low, high = (
-                torch.where(block.there[..., None], block.rewards, end) for end in (torch.inf, -torch.inf)
+                torch.where(block.there[..., None], block.rewards, end)
+                for end in (torch.inf, -torch.inf)
             )
             width = torch.where(block.used[:, None] > 0, high.amax(1) - low.amin(1), 0.0)
             span = max(span, float(width.max()))
-        sums = summed(sums, group)
-        self.n_prompts = float(sums[0])
-        self.offset: Array = sums[1:] / max(self.n_prompts, 1)
+        self._kept = kept if keep else None
+        self._take(summed(sums, group))
         # Largest difference between two samples of one prompt.
         self.span = float(summed(np.array([span]), group, "max")[0])
 
-    def _blocks_anew(self) -> Iterator[_Block]:
+    def _take(self, sums: Array) -> None:
+        """What the survey of all blocks says; see :func:`_survey`."""
+        self.n_prompts, self.n_samples, self.n_partial, squares = sums[:4]
+        offset, self.n_missing, alone, self.n_judged = sums[4:].reshape(4, self.n_groups)
+        self.offset: Array = offset / max(self.n_prompts, 1)
+        # Root mean square about the prompts' means, over all groups.
+        self.spread = float((squares / max(self.n_samples * self.n_groups, 1)) ** 0.5)
+        self.dominance: Array = alone / max(self.n_samples, 1)
+
+    def _pieces(self) -> Iterator[Tensor]:
         for rewards in self._read():
             step = max(1, _BLOCK // max(1, rewards.shape[1] * rewards.shape[2]))
-            for some in rewards.split(step):
-                if some.numel():
-                    yield _block(some)
+            yield from (some for some in rewards.split(step) if some.numel())
 
     def _blocks(self) -> Iterable[_Block]:
-        return self._blocks_anew() if self._kept is None else self._kept
+        return map(_block, self._pieces()) if self._kept is None else self._kept
 
     def moments(self, weights: Array, beta: float) -> Moments:
         """Value, gradient and Hessian of (13) at (K,) weights on the simplex."""
@@ -128,14 +155,15 @@ class Shards:
         utilities = sums[1 : 1 + K] + self.offset
         return Moments(float(sums[0] + self.offset @ weights), utilities, hessian)
 
-    def ess(self, weights: Array, beta: float) -> Array:
-        """(P,) effective number of samples behind the policy at this rank's prompts, 0 without any."""
-        parts = [np.zeros(0)]
+    def ess(self, weights: Array, beta: float) -> tuple[Array, Array]:
+        """(P,) effective number of samples behind the policy at this rank's prompts, and (P,) how many there are."""
+        ess, counts = [np.zeros(0)], [np.zeros(0)]
         for block in self._blocks():
             policy = block.policy(block.rewards @ torch.as_tensor(weights).to(block.rewards), beta)
-            ess = block.used / policy.square().sum(1).clamp_min(torch.finfo(policy.dtype).tiny)
-            parts.append(ess.cpu().numpy())
-        return np.concatenate(parts)
+            squares = policy.square().sum(1)
+            ess.append(torch.where(block.used > 0, 1 / squares, 0.0).cpu().numpy())
+            counts.append((block.count * block.used).cpu().numpy())
+        return np.concatenate(ess), np.concatenate(counts)
 
 
 def summed(values: Array, group: dist.ProcessGroup | None, how: str = "sum") -> Array:
@@ -161,9 +189,48 @@ def reader(rewards: Any) -> Callable[[], Iterable[Any]] | None:
     if isinstance(rewards, (list, tuple)):
         sharded = bool(rewards) and all(getattr(shard, "ndim", 0) == 3 for shard in rewards)
         return (lambda: rewards) if sharded else None
-    if iter(rewards) is rewards:
+    if not hasattr(rewards, "__iter__") or iter(rewards) is rewards:
         raise TypeError(
-            "rewards: expected shards that can be gone through more than once (a list, or a function that yields them "
-            f"anew), got {type(rewards).__name__}"
+            "rewards: expected an array, or shards that can be gone through more than once (a list, or a function "
+            f"that yields them anew), got {type(rewards).__name__}"
         )
     return lambda: rewards
+
+
+def checked(rewards: Any) -> Tensor:
+    """(P, S, K) float64, without infinities."""
+    r = as_rewards("rewards", rewards.detach() if isinstance(rewards, Tensor) else rewards).double()
+    infinite = r.isinf().nonzero()
+    if len(infinite):
+        at = tuple(infinite[0].tolist())
+        raise ValueError(f"rewards: expected finite numbers, got inf at {at}")
+    return r
+
+
+def calibrated_reader(
+    read: Callable[[], Iterable[Any]], method: str | None, group: dist.ProcessGroup | None
+) -> tuple[Callable[[], Iterator[Tensor]], int]:
+    """Checked and calibrated shards at each call, and K. A group's scale is that of all its shards."""
+    sizes = {r.shape[2] for r in map(checked, read())}
+    n_groups = int(summed(np.array([max(sizes, default=0)], np.float64), group, "max")[0])
+    if sizes - {n_groups}:
+        raise ValueError(
+            f"rewards: expected shards of one number of groups, got {sorted(sizes | {n_groups})}"
+        )
+    if method not in METHODS:
+        calibrate(np.zeros((1, 1, 1)), method)  # says what is wrong
+    first = "center" if method == "scale" else method
+
+    def plain() -> Iterator[Tensor]:
+        return (calibrate(checked(shard), first) for shard in read())
+
+    if method != "scale":
+        return plain, n_groups
+    sums = np.zeros((2, n_groups))
+    for r in plain():
+        r = r.flatten(0, 1)
+        sums += torch.stack([r.square().nansum(0), (~r.isnan()).sum(0).double()]).cpu().numpy()
+    squares, counts = summed(sums, group)
+    spread = np.sqrt(squares / np.maximum(counts, 1))
+    spread[spread == 0] = 1
+    return lambda: (r / torch.as_tensor(spread).to(r.device) for r in plain()), n_groups

@@ -85,12 +85,16 @@ def weight_set(objective: Objective) -> WeightSet:
         low = zero if objective.floor is None else np.where(counts, objective.floor, 0.0)
         room = 1 - low.sum()
         div = "chi2" if kind == "chi2" else "kl"
-        if room <= 1e-12 or objective.param == 0:
+        if room <= 1e-12:
             return WeightSet(np.ones(1), eta[None], eta[None], eta[None], eta)
-        inside = WeightSet(np.ones(1), low[None], cap[None], eta[None], eta, 0.0, objective.param, div)
+        inside = WeightSet(
+            np.ones(1), low[None], cap[None], eta[None], eta, 0.0, objective.param, div
+        )
         # The shares may lie on their floors: start a little further in.
         step, centre = 0.5, low + room * even
-        while inside.slack(((1 - step) * eta + step * centre)[None]) <= 0.5 * inside.radius < math.inf:
+        while (
+            inside.slack(((1 - step) * eta + step * centre)[None]) <= 0.5 * inside.radius < math.inf
+        ):
             step /= 2
         start = ((1 - step) * eta + step * centre)[None]
         return WeightSet(np.ones(1), low[None], cap[None], start, eta, 0.0, objective.param, div)
