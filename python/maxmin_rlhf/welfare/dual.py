@@ -116,14 +116,18 @@ def solve_maxmin(
     if fresh is not None and not certified:
         raise ValueError(f"fresh: expected None for objective {objective!r}, which has no gap")
     problem = pose(rewards, objective, **how)
+    second = None if fresh is None else pose(fresh, objective, **how)
+    if second is not None and second.n_groups != problem.n_groups:
+        raise ValueError(
+            f"fresh: expected {problem.n_groups} groups as in rewards, got {second.n_groups}"
+        )
     if certified:
         weights = _solve(problem, beta, tol)
         solution, counts = _evaluate(problem, weights, beta)
     else:
         solution, counts = _of_single_samples(problem, objective, beta)
-    if fresh is not None:
-        again, _ = _evaluate(pose(fresh, objective, **how), weights, beta)
-        solution = replace(solution, fresh_gap=again.gap)
+    if second is not None:
+        solution = replace(solution, fresh_gap=_evaluate(second, weights, beta)[0].gap)
     warn(solution, problem.shards, problem.kept, tol, counts)
     return solution
 

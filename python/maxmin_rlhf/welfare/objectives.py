@@ -20,7 +20,9 @@ _SAME = ("mean", "softmin", "nash", "power", "cvar", "owa", "kl", "chi2", "tv", 
 KINDS = {"maxmin": "min", **{kind: kind for kind in _SAME}, "leximin": "min"}
 # The number that a kind takes.
 PARAMETERS = {
-    "softmin": "tau", "power": "p", "cvar": "alpha",
+    "softmin": "tau",
+    "power": "p",
+    "cvar": "alpha",
     **dict.fromkeys(("kl", "chi2", "tv", "floor"), "radius"),
 }
 # A power mean has its weights at a distance from zero, and so a dual of another form.
