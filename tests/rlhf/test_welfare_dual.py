@@ -158,7 +158,7 @@ def test_equal_rank_weights_are_the_equal_mean() -> None:
 
 def test_leximin_has_no_second_step() -> None:
     """Rank weights that fall ever more steeply, which break ties of MaxMin by the next worst, arrive at MaxMin."""
-    r = some_rewards() + [0, 0.1, 0.3, 1]
+    r = some_rewards() + np.array([0, 0.1, 0.3, 1])
     fair = solved("leximin", r, calibrate=None)
     assert fair.weights.min() < 1e-9 and np.ptp(fair.utilities) > 0.1  # one is better off
     distance = [

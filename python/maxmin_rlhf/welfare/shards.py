@@ -187,7 +187,7 @@ def reader(rewards: Any) -> Callable[[], Iterable[Any]] | None:
     if isinstance(rewards, Tensor) or hasattr(rewards, "__array__"):
         return None
     if isinstance(rewards, (list, tuple)):
-        sharded = bool(rewards) and all(getattr(shard, "ndim", 0) == 3 for shard in rewards)
+        sharded = all(getattr(shard, "ndim", 0) == 3 for shard in rewards)
         return (lambda: rewards) if sharded else None
     if not hasattr(rewards, "__iter__") or iter(rewards) is rewards:
         raise TypeError(
@@ -213,6 +213,8 @@ def calibrated_reader(
     """Checked and calibrated shards at each call, and K. A group's scale is that of all its shards."""
     sizes = {r.shape[2] for r in map(checked, read())}
     n_groups = int(summed(np.array([max(sizes, default=0)], np.float64), group, "max")[0])
+    if n_groups == 0:
+        raise ValueError("rewards: expected at least one shard (P, S, K), got none")
     if sizes - {n_groups}:
         raise ValueError(
             f"rewards: expected shards of one number of groups, got {sorted(sizes | {n_groups})}"
