@@ -81,7 +81,7 @@ def test_other_objectives_leave_the_worst_off_worse_off(correlation: float) -> N
             worth(solve_maxmin(r, beta, objective=objective).policy, centred, beta).min()
             for objective in ("maxmin", "mean", "per_sample_min")
         )
-        assert fair >= mean - 1e-9 and fair >= per_sample - 1e-9
+        assert fair > mean - 1e-9 and fair > per_sample + 0.01
         lead.append(fair - per_sample)
     assert np.mean(lead) > 0.05
 

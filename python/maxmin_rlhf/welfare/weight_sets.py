@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,67 +64,64 @@ class WeightSet:
 
 
 def weight_set(objective: Objective) -> WeightSet:
-    """Of a welfare whose weights sum to one; MATH's table under (13')."""
+    """Of a welfare whose weights sum to one; the table under (13')."""
     kind, eta, counts = objective.kind, objective.shares, objective.counts
-    cap = np.where(counts, np.inf, 0.0)
+    cap = np.where(counts, 1.0, 0.0)
     even = counts / counts.sum()
-    zero = np.zeros(len(eta))
     if kind == "owa":
         return _by_rank(objective)
     if kind == "tv":
-        # What is moved goes to the worst; what is left is a worst share of the population.
-        rho = min(objective.param, 1.0)
-        capped = eta / (1 - rho) if rho < 1 else zero
-        rows = [(rho, cap, even), (1 - rho, capped, eta)]
-        return _mixture([row for row in rows if row[0] > 0], eta)
+        # What is moved goes to the worst; what is left is a worst part of the population.
+        moved = min(objective.param, 1.0)
+        left = (1 - moved, eta / (1 - moved), eta) if moved < 1 else (0.0, cap, even)
+        return _mixture([(moved, cap, even), left], eta)
     if kind == "cvar":
         return _mixture([(1.0, eta / objective.param, eta)], eta)
     if kind == "softmin":
-        return WeightSet(np.ones(1), zero[None], cap[None], eta[None], eta, tau=objective.param)
+        return replace(_mixture([(1.0, cap, eta)], eta), tau=objective.param)
     if kind in ("kl", "chi2", "floor"):
-        low = zero if objective.floor is None else np.where(counts, objective.floor, 0.0)
-        room = 1 - low.sum()
-        div = "chi2" if kind == "chi2" else "kl"
-        if room <= 1e-12:
-            return WeightSet(np.ones(1), eta[None], eta[None], eta[None], eta)
-        inside = WeightSet(
-            np.ones(1), low[None], cap[None], eta[None], eta, 0.0, objective.param, div
-        )
-        # The shares may lie on their floors: start a little further in.
-        step, centre = 0.5, low + room * even
-        while (
-            inside.slack(((1 - step) * eta + step * centre)[None]) <= 0.5 * inside.radius < math.inf
-        ):
-            step /= 2
-        start = ((1 - step) * eta + step * centre)[None]
-        return WeightSet(np.ones(1), low[None], cap[None], start, eta, 0.0, objective.param, div)
+        return _ball(objective)
     return _mixture([(1.0, cap, even)], eta)
 
 
 def _mixture(rows: list[tuple[float, Array, Array]], shares: Array) -> WeightSet:
     """Of (part, high, start) with lows of 0."""
-    part, high, start = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    high = np.where(high >= 1, np.inf, high)
-    return WeightSet(part, np.zeros_like(high), high, start, shares)
+    part, high, start = (np.array(x) for x in zip(*[r for r in rows if r[0] > 0], strict=True))
+    # No weight on the simplex is above one.
+    return WeightSet(part, np.zeros_like(high), np.where(high >= 1, np.inf, high), start, shares)
 
 
 def _by_rank(objective: Objective) -> WeightSet:
     """Rank weights as a mixture of means over the j worst, for each j at which they fall."""
     assert objective.rank_weights is not None
-    counts = objective.counts
-    n = int(counts.sum())
-    falls = objective.rank_weights[counts] - np.append(objective.rank_weights[counts][1:], 0)
-    even = counts / n
-    rows = []
-    for j in np.flatnonzero(falls > 0) + 1:
-        # The mean over all is one point; the worst alone has no cap.
-        high = even if j == n else np.where(counts, np.inf if j == 1 else 1 / j, 0.0)
-        rows.append((j * falls[j - 1], high, even))
-    made = _mixture(rows, objective.shares)
-    if n in np.flatnonzero(falls > 0) + 1:
-        low = made.low.copy()
-        low[-1] = even
-        high = made.high.copy()
-        high[-1] = even
-        made = WeightSet(made.part, low, high, made.start, made.shares)
-    return made
+    ranks = objective.rank_weights
+    n = len(ranks)
+    falls = ranks - np.append(ranks[1:], 0)
+    even = np.full(n, 1 / n)
+    rows = [(j * falls[j - 1], np.full(n, 1 / j), even) for j in range(1, n + 1)]
+    mixed = _mixture(rows, objective.shares)
+    # The mean over all leaves no choice: its bounds meet.
+    point = mixed.high == mixed.start
+    return replace(mixed, low=np.where(point, even, 0.0), high=np.where(point, even, mixed.high))
+
+
+def _ball(objective: Objective) -> WeightSet:
+    """Weights above a floor, if any, and within a radius of the shares."""
+    eta, counts = objective.shares, objective.counts
+    low = np.zeros(len(eta)) if objective.floor is None else np.where(counts, objective.floor, 0.0)
+    room = 1 - low.sum()
+    if room <= 1e-12:
+        return WeightSet(np.ones(1), eta[None], eta[None], eta[None], eta)
+    high = np.where(counts, np.inf, 0.0)
+    made = WeightSet(
+        *(np.ones(1), low[None], high[None], eta[None], eta),
+        radius=objective.param,
+        div="chi2" if objective.kind == "chi2" else "kl",
+    )
+    # The shares may lie on their floors: start a little further in.
+    step, centre = 0.5, low + room * counts / counts.sum()
+    while True:
+        start = ((1 - step) * eta + step * centre)[None]
+        if made.slack(start) > 0.5 * made.radius or math.isinf(made.radius):
+            return replace(made, start=start)
+        step /= 2
