@@ -259,6 +259,31 @@ def test_small_groups_are_left_out_and_named(objective: str) -> None:
         assert found.weights[2] == 0 and found.worst_group != 2
 
 
+def test_groups_left_out_have_no_say_in_evaluations() -> None:
+    options: dict[str, Any] = {"group_weights": [3, 3, 3, 1], "min_mass": 0.2}
+    with pytest.warns(UserWarning, match="left out"):
+        found = solved("maxmin", some_rewards(), **options)
+    again = evaluate_maxmin(some_rewards(), found.weights, 0.4, **options)
+    assert again.gap < 1e-8 and again.left_out == (3,)
+    assert evaluate_maxmin(some_rewards(), found.weights, 0.4).gap > 0.01  # all have, here
+    with pytest.raises(ValueError, match=r"weights: expected 0 for groups \[3\], left out"):
+        evaluate_maxmin(some_rewards(), [0.25] * 4, 0.4, **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", KINDS)
+def test_on_a_device(objective: str) -> None:
+    r = some_rewards()
+    there = torch.from_numpy(r).cuda()
+    options = OPTIONS[objective]
+    here = solved(objective, r, **options)
+    for rewards in (there, [there[:1], there[1:]]):
+        found = solved(objective, rewards, **options)
+        np.testing.assert_allclose(found.weights, here.weights, atol=1e-6)
+        assert found.value == pytest.approx(here.value, abs=1e-9)
+    np.testing.assert_allclose(solved(objective, there, **options).policy, here.policy, atol=1e-6)
+
+
 def test_what_a_group_that_is_left_out_gets() -> None:
     r = some_rewards()
     with pytest.warns(UserWarning, match="left out"):

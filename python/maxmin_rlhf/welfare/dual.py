@@ -139,6 +139,7 @@ def evaluate_maxmin(
     *,
     objective: str = "maxmin",
     group_weights: Any = None,
+    min_mass: float = 0.0,
     calibrate: str | None = "center",
     process_group: dist.ProcessGroup | None = None,
     **parameters: Any,
@@ -149,7 +150,7 @@ def evaluate_maxmin(
     Args:
         rewards: ``(P, S, K)`` or shards as in :func:`solve_maxmin`, fresh ones.
         weights: ``(K,)`` on the simplex, for instance ``solution.weights``.
-        beta, objective, group_weights, calibrate, process_group: as given to :func:`solve_maxmin`.
+        beta, objective, group_weights, min_mass, calibrate, process_group: as given to :func:`solve_maxmin`.
         parameters: the objective's, likewise.
     """
     beta = positive("beta", beta)
@@ -160,6 +161,7 @@ def evaluate_maxmin(
         objective,
         calibrate=calibrate,
         group_weights=group_weights,
+        min_mass=min_mass,
         process_group=process_group,
         parameters=parameters,
     )
@@ -170,7 +172,9 @@ def evaluate_maxmin(
         raise ValueError(f"weights: expected numbers >= 0, got {w.tolist()}")
     if not abs(w.sum() - 1) <= 1e-6:
         raise ValueError(f"weights: expected a sum of 1, got {w.sum():g}")
-    return _evaluate(problem, w, beta)[0]
+    if (w[list(problem.left_out)] > 0).any():
+        raise ValueError(f"weights: expected 0 for groups {list(problem.left_out)}, left out")
+    return _evaluate(problem, w[problem.kept], beta)[0]
 
 
 def _solve(problem: Problem, beta: float, tol: float) -> Array:
