@@ -26,7 +26,7 @@ from maxmin_rlhf.welfare.at_kl import best_for, fairest
 
 Array = np.ndarray
 KLS = (1.0, 2.0, 3.0)  # nats from an even draw, of both policies; one joke alone is 3.9
-JUDGES = 0.3  # share of raters who are not fitted
+JUDGES = 0.5  # share of raters who are not fitted
 PAIRS = 100  # of a rater, at most
 APART = 1.0  # least difference of two ratings that are a pair
 RESAMPLES = 1000
@@ -135,6 +135,34 @@ def study(r: Array, n_groups: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over runs: ratings as they are are about the worst-off group's rating, centred ones about the least gain."""
+    table = pd.DataFrame(
+        {
+            **{key: row[key] for key in ("shuffled", "groups", "kl")},
+            "about": "worst_group" if row["calibrate"] is None else "least_gain",
+            "gain": row["worst_group" if row["calibrate"] is None else "least_gain"]["difference"],
+            "above_zero": row["worst_group" if row["calibrate"] is None else "least_gain"][
+                "interval"
+            ][0]
+            > 0,
+            "price": -row["overall"]["difference"],
+        }
+        for row in rows
+    )
+    return [
+        {
+            **dict(zip(("shuffled", "about", "groups", "kl"), key, strict=True)),
+            "runs": len(some),
+            "gains": int((some.gain > 0).sum()),
+            "gains_with_interval_above_zero": int(some.above_zero.sum()),
+            "mean_gain": round(float(some.gain.mean()), 3),
+            "mean_price": round(float(some.price.mean()), 3),
+        }
+        for key, some in table.groupby(["shuffled", "about", "groups", "kl"])
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -157,7 +185,7 @@ def main() -> None:
                     f"{overall['maxmin']:.2f}, least gain {gain['mean']:.2f} -> {gain['maxmin']:.2f} {gain['interval']}",
                     flush=True,
                 )
-    write_study("jester_policy", {"raters": len(r), "runs": rows})
+    write_study("jester_policy", {"raters": len(r), "summary": summary(rows), "runs": rows})
 
 
 if __name__ == "__main__":
