@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from maxmin_rlhf.welfare.at_kl import best_for, fairest
 
 Array = np.ndarray
 KLS = (1.0, 2.0, 3.0)  # nats from an even draw, of both policies; one joke alone is 3.9
-JUDGES = 0.5  # share of raters who are not fitted
+JUDGES = (0.3, 0.5)  # shares of raters who are not fitted
 PAIRS = 100  # of a rater, at most
 APART = 1.0  # least difference of two ratings that are a pair
 RESAMPLES = 1000
@@ -53,113 +52,118 @@ def pairs(r: Array, rng: np.random.Generator) -> PreferenceData:
     return PreferenceData.from_items(np.eye(r.shape[1]), *map(np.concatenate, (won, lost, who)))
 
 
-def group_means(r: Array, share: Array) -> Array:
-    """(jokes, K) mean rating of each joke in each group, raters counting by their share (raters, K)."""
+def group_means(r: Array, share: Array, times: Array | None = None) -> Array:
+    """(..., jokes, K) mean rating of each joke in each group, raters counting by their share (raters, K), and each
+    ``times`` (..., raters)."""
     there = ~np.isnan(r)
-    return (np.where(there, r, 0.0).T @ share) / np.maximum(there.T.astype(float) @ share, 1e-12)
+    filled = np.where(there, r, 0.0)
+    times = np.ones(len(r)) if times is None else times
+    means = [
+        ((times * own) @ filled) / np.maximum((times * own) @ there.astype(float), 1e-12)
+        for own in share.T
+    ]
+    return np.stack(means, -1)
 
 
-def judged(r: Array, share: Array, policies: dict[str, Array]) -> dict[str, Array]:
-    """{policy: worst-off group's mean rating, overall mean, and gain of the group that gains least}."""
-    by_group, overall = group_means(r, share), group_means(r, np.ones((len(r), 1)))[:, 0]
-    even = by_group.mean(0)
-    return {
-        name: np.array([(p @ by_group).min(), p @ overall, (p @ by_group - even).min()])
-        for name, p in policies.items()
-    }
+class Judges:
+    """Raters who were not fitted, each in one group; and resamples of them."""
+
+    def __init__(self, r: Array, group: Array, rng: np.random.Generator) -> None:
+        n = len(r)
+        times = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
+        times = np.concatenate([np.ones((1, n)), times])  # first as they are
+        self.by_group = group_means(r, group, times)
+        self.overall = group_means(r, np.ones((n, 1)), times)[..., 0]
+
+    def compare(self, maxmin: Array, mean: Array) -> dict[str, Any]:
+        """Of two policies (jokes,): the worst-off group's mean rating, the overall mean, and the gain on an even draw
+        of the group that gains least; with intervals of the differences."""
+        even = self.by_group.mean(1)
+        found = {}
+        for name, value in {
+            "worst_group": lambda p: np.einsum("j,bjk->bk", p, self.by_group).min(1),
+            "overall": lambda p: self.overall @ p,
+            "least_gain": lambda p: (np.einsum("j,bjk->bk", p, self.by_group) - even).min(1),
+        }.items():
+            fair, usual = value(maxmin), value(mean)
+            interval = np.percentile((fair - usual)[1:], [2.5, 97.5])
+            found[name] = {
+                "maxmin": round(float(fair[0]), 3),
+                "mean": round(float(usual[0]), 3),
+                "difference": round(float(fair[0] - usual[0]), 3),
+                "interval": interval.round(3).tolist(),
+            }
+        return found
 
 
-def compare(
-    r: Array, share: Array, policies: dict[str, Array], rng: np.random.Generator
-) -> dict[str, Any]:
-    """What the judges say, with intervals over resampled judges."""
-    found = judged(r, share, policies)
-    lead = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(0, len(r), len(r))
-        again = judged(r[drawn], share[drawn], policies)
-        lead.append(again["maxmin"] - again["mean"])
-    low, high = np.percentile(lead, [2.5, 97.5], axis=0)
-    names = ("worst_group", "overall", "least_gain")
-    return {
-        name: {
-            "maxmin": round(float(found["maxmin"][i]), 3),
-            "mean": round(float(found["mean"][i]), 3),
-            "difference": round(float(found["maxmin"][i] - found["mean"][i]), 3),
-            "interval": [round(float(low[i]), 3), round(float(high[i]), 3)],
-        }
-        for i, name in enumerate(names)
-    }
-
-
-def study(r: Array, n_groups: int, seed: int) -> list[dict[str, Any]]:
-    """One split of raters and jokes: a row for each calibration, and for groups that are shuffled."""
+def study(r: Array, n_groups: int, judges_share: float, seed: int) -> list[dict[str, Any]]:
+    """One split of raters and jokes: rows for what is calibrated how, and for groups that are shuffled."""
     rng = np.random.default_rng(seed)
     jokes = rng.permutation(r.shape[1])
     known, told = jokes[: r.shape[1] // 2], jokes[r.shape[1] // 2 :]
     spread = np.nanmax(r[:, known], 1) - np.nanmin(r[:, known], 1)
     raters = rng.permutation(np.flatnonzero((spread >= APART) & ~np.isnan(r[:, told]).all(1)))
-    cut = int(JUDGES * len(raters))
+    cut = int(judges_share * len(raters))
     judges, fitted = raters[:cut], raters[cut:]
-    began = time.perf_counter()
     data = pairs(r[np.ix_(fitted, known)], rng)
     mixture = PreferenceMixture(n_groups, n_init=8, random_state=seed).fit(data)
-    seconds = time.perf_counter() - began
     share = mixture.predict_proba(data)
-    # A judge is in one group, the likeliest.
     group = np.eye(n_groups)[mixture.predict(pairs(r[np.ix_(judges, known)], rng))]
     rows = []
-    for control in (False, True):
-        if control:
+    for shuffled in (False, True):
+        if shuffled:
             share, group = rng.permutation(share), rng.permutation(group)
+        heard = Judges(r[np.ix_(judges, told)], group, rng)
         rewards = group_means(r[np.ix_(fitted, told)], share)[None]
         weights = share.mean(0)
         for method, kl in itertools.product((None, "center"), KLS):
             some = calibrate(rewards, method)
             fair = fairest(some, kl)
-            policies = {"maxmin": fair.chances[0], "mean": best_for(some @ weights, kl).chances[0]}
             rows.append(
                 {
                     "groups": n_groups,
+                    "judges_share": judges_share,
                     "seed": seed,
-                    "shuffled": control,
+                    "shuffled": shuffled,
                     "calibrate": method,
                     "kl": kl,
                     "shares": weights.round(3).tolist(),
                     "maxmin_weights": np.round(fair.weights, 3).tolist(),
                     "judges": group.sum(0).astype(int).tolist(),
-                    "fit_seconds": round(seconds, 1),
-                    **compare(r[np.ix_(judges, told)], group, policies, rng),
+                    **heard.compare(fair.chances[0], best_for(some @ weights, kl).chances[0]),
                 }
             )
     return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over runs: ratings as they are are about the worst-off group's rating, centred ones about the least gain."""
-    table = pd.DataFrame(
-        {
-            **{key: row[key] for key in ("shuffled", "groups", "kl")},
-            "about": "worst_group" if row["calibrate"] is None else "least_gain",
-            "gain": row["worst_group" if row["calibrate"] is None else "least_gain"]["difference"],
-            "above_zero": row["worst_group" if row["calibrate"] is None else "least_gain"][
-                "interval"
-            ][0]
-            > 0,
-            "price": -row["overall"]["difference"],
-        }
-        for row in rows
-    )
+    """Over seeds: ratings as they are are about the worst-off group's rating, centred ones about the least gain."""
+    table = []
+    for row in rows:
+        about = "worst_group" if row["calibrate"] is None else "least_gain"
+        found = row[about]
+        table.append(
+            {
+                **{key: row[key] for key in ("shuffled", "judges_share", "groups", "kl")},
+                "about": about,
+                "gain": found["difference"],
+                "above": found["interval"][0] > 0,
+                "below": found["interval"][1] < 0,
+                "price": -row["overall"]["difference"],
+            }
+        )
+    by = ["shuffled", "about", "judges_share", "groups", "kl"]
     return [
         {
-            **dict(zip(("shuffled", "about", "groups", "kl"), key, strict=True)),
+            **dict(zip(by, key, strict=True)),
             "runs": len(some),
             "gains": int((some.gain > 0).sum()),
-            "gains_with_interval_above_zero": int(some.above_zero.sum()),
+            "intervals_above_zero": int(some.above.sum()),
+            "intervals_below_zero": int(some.below.sum()),
             "mean_gain": round(float(some.gain.mean()), 3),
             "mean_price": round(float(some.price.mean()), 3),
         }
-        for key, some in table.groupby(["shuffled", "about", "groups", "kl"])
+        for key, some in pd.DataFrame(table).groupby(by)
     ]
 
 
@@ -169,23 +173,17 @@ def main() -> None:
     n_seeds = parser.parse_args().seeds
     r = ratings(panels.data_folder())
     rows = []
-    for n_groups in (3, 4):
-        for seed in range(n_seeds):
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # a group that is always the worst off is a finding here
-                new = study(r, n_groups, seed)
-            rows += new
-            for row in new:
-                worst, overall, gain = (row[k] for k in ("worst_group", "overall", "least_gain"))
-                print(
-                    f"K={n_groups} seed {seed} kl {row['kl']:g} {row['calibrate']!s:6} {'shuffled' if row['shuffled'] else '':8} worst "
-                    f"{worst['mean']:.2f} -> {worst['maxmin']:.2f} {worst['interval']}, overall {overall['mean']:.2f} -> "
-                    f"{overall['maxmin']:.2f}, least gain {gain['mean']:.2f} -> {gain['maxmin']:.2f} {gain['interval']}",
-                    flush=True,
-                )
-    write_study("jester_policy", {"raters": len(r), "summary": summary(rows), "runs": rows})
+    for n_groups, judges, seed in itertools.product((3, 4), JUDGES, range(n_seeds)):
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # a group that is always the worst off is a finding here
+            rows += study(r, n_groups, judges, seed)
+        print(f"K={n_groups}, {judges:g} judge, seed {seed}", flush=True)
+    found = summary(rows)
+    for row in found:
+        print(row)
+    write_study("jester_policy", {"raters": len(r), "summary": found, "runs": rows})
 
 
 if __name__ == "__main__":

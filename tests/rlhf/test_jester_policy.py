@@ -18,7 +18,7 @@ def test_the_worst_off_group_of_real_people_gains_and_the_average_pays(
     monkeypatch.setattr(study_jester, "KLS", (1.0,))
     monkeypatch.setattr(study_jester, "RESAMPLES", 20)
     r = study_jester.ratings(data_dir)
-    rows = [row for seed in (0, 1, 2) for row in study_jester.study(r, 3, seed)]
+    rows = [row for seed in (0, 1, 2) for row in study_jester.study(r, 3, 0.5, seed)]
 
     def differences(name: str, shuffled: bool) -> np.ndarray:
         some = [w for w in rows if w["shuffled"] == shuffled and w["calibrate"] is None]
