@@ -15,6 +15,11 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 _BAD_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# As maxmin_rlhf.welfare.dual has them, which is imported when it is needed.
+_OBJECTIVES = (
+    *("maxmin", "mean", "softmin", "nash", "power", "cvar", "owa", "kl", "chi2", "tv", "floor"),
+    *("leximin", "per_sample_min", "batch_argmin"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -217,14 +222,15 @@ def _add_solve(commands: Any) -> None:
     parser = commands.add_parser(
         "solve",
         help="find the policy that is best for the worst-off group",
-        description="MaxMin over samples of a reference policy, or over a menu: weights of the groups, what each group\n"
-        "gets, and a certificate: no policy gives the worst-off group more, by more than the gap.",
+        description="MaxMin, or another welfare, over samples of a reference policy or a menu: weights of the groups,\n"
+        "what each group gets, and a certificate: no policy is worth more, by more than the gap.",
         epilog="""\
 examples:
   maxmin solve rewards.npy --beta 0.1                       array (prompts, samples, groups)
   maxmin solve rewards.parquet --prompt prompt --rewards r0 r1 r2 --beta 0.1 -o policy.parquet
   maxmin solve --mixture mixture.safetensors --items menu.csv --beta 0.05 --calibrate scale
   maxmin solve rewards.npy --beta 0.1 --objective mean --shares 0.8 0.2 --json
+  maxmin solve rewards.npy --beta 0.1 --objective cvar --alpha 0.3 --shares 0.6 0.3 0.1 --fresh more.npy
 
 A table has one row a sample; without --prompt all rows are samples of one. A menu (--items) has an id in its first
 column and features in the others; a .npy holds features (items, features).""",
@@ -236,15 +242,24 @@ column and features in the others; a .npy holds features (items, features).""",
     parser.add_argument("--items", metavar="FILE", help="with --mixture: the menu")
     parser.add_argument("--beta", type=float, required=True, help="strength of the KL penalty, in units of calibrated reward")  # fmt: skip
     parser.add_argument(
-        "--calibrate", choices=("center", "scale", "win_rate", "none"), default="center",
+        "--calibrate", choices=("center", "scale", "win_rate", "regret", "none"), default="center",
         help="how the groups' rewards are made comparable (default: center)",
     )  # fmt: skip
     parser.add_argument(
-        "--objective", choices=("maxmin", "mean", "per_sample_min"), default="maxmin",
-        help="(default: maxmin)",
+        "--objective", choices=_OBJECTIVES, default="maxmin", metavar="NAME",
+        help=f"{', '.join(_OBJECTIVES)} (default: maxmin)",
     )  # fmt: skip
-    parser.add_argument("--shares", nargs="+", type=float, metavar="SHARE", help="of the groups, for the mean (default: the mixture's, else equal)")  # fmt: skip
-    parser.add_argument("--tol", type=float, default=1e-6, help="the gap aimed at (default: 1e-6)")
+    parser.add_argument("--shares", nargs="+", type=float, metavar="SHARE", help="of the groups (default: the mixture's, else equal)")  # fmt: skip
+    parser.add_argument("--min-mass", type=float, default=0.0, metavar="SHARE", help="groups with a smaller share are left out (default: 0)")  # fmt: skip
+    parser.add_argument("--fresh", metavar="FILE", help="rewards of a second sample, to certify on that too")  # fmt: skip
+    parser.add_argument("--tol", type=float, default=1e-6, help="the gap aimed at, relative to the value or the rewards' spread (default: 1e-6)")  # fmt: skip
+    takes = parser.add_argument_group("parameters of the objective")
+    takes.add_argument("--tau", type=float, help="of softmin: > 0, towards 0 the minimum")
+    takes.add_argument("--p", type=float, help="of power: at most 1, the lower the nearer to the minimum")  # fmt: skip
+    takes.add_argument("--alpha", type=float, help="of cvar: the worst-off share of people; caps weights at share / alpha")  # fmt: skip
+    takes.add_argument("--radius", type=float, help="of kl, chi2, tv: how far the shares may be off; of floor, optional")  # fmt: skip
+    takes.add_argument("--floor", nargs="+", type=float, metavar="WEIGHT", help="of floor: least weights of the groups")  # fmt: skip
+    takes.add_argument("--rank-weights", nargs="+", type=float, metavar="WEIGHT", help="of owa: from the worst-off group on, not rising")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="the policy: .csv, .jsonl or .parquet")  # fmt: skip
     _add_json(parser)
     parser.set_defaults(module="solve")

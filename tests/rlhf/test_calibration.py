@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy import special
 
 from maxmin_rlhf import calibrate
+from maxmin_rlhf.reward import dominance
 
-METHODS = ["center", "scale", "win_rate"]
+METHODS = ["center", "scale", "win_rate", "regret"]
 
 
 def make_rewards(prompts: int = 4, samples: int = 9, groups: int = 3, seed: int = 0) -> np.ndarray:
@@ -38,6 +39,7 @@ def by_hand(r: np.ndarray, method: str, ref: np.ndarray) -> np.ndarray:
                     "center": r[p, s, k] - np.nanmean(ref[p, :, k]),
                     "scale": (r[p, s, k] - np.nanmean(ref[p, :, k])) / spread,
                     "win_rate": np.nanmean(special.expit(better)),
+                    "regret": np.nanmin(better),
                 }[method]
     return out
 
@@ -83,6 +85,44 @@ def test_win_rate_is_a_probability() -> None:
     best = r.argmax(1)
     # The best of nine, always certain: all others lose to it, and it ties with itself.
     np.testing.assert_allclose(np.take_along_axis(out, best[:, None], 1), 8.5 / 9, atol=1e-6)
+
+
+def test_regret_is_what_the_best_reference_sample_would_have_given() -> None:
+    r = make_rewards()
+    out = calibrate(r, "regret")
+    assert (out <= 0).all() and (out.max(1) == 0).all()
+    # Responses may be better than all of the reference's.
+    assert (calibrate(r, "regret", r - 1) <= 1).all() and calibrate(r, "regret", r - 1).max() == 1
+    # In the group's own units: twice as decided, twice the regret; scaled first, they are the same.
+    np.testing.assert_allclose(calibrate(2 * r, "regret"), 2 * out)
+    both = [calibrate(calibrate(x, "scale"), "regret") for x in (r, r * [1.0, 30.0, 0.01])]
+    np.testing.assert_allclose(both[0], both[1], atol=1e-9)
+
+
+def test_a_group_without_a_reference_sample_has_no_regret() -> None:
+    r = make_rewards()
+    ref = r.copy()
+    ref[1, :, 2] = np.nan
+    out = calibrate(r, "regret", ref)
+    assert np.isnan(out[1, :, 2]).all() and np.isfinite(out[1, :, :2]).all()
+    assert np.isnan(calibrate(r, "regret", ref[:, :0])).all()
+
+
+def test_dominance() -> None:
+    r = make_rewards(20, 50)
+    r[0, 0] = np.nan
+    r[1, 1, 2] = np.nan
+    for rewards in (r, torch.from_numpy(r)):
+        shares = dominance(rewards)
+        assert isinstance(shares, np.ndarray) and shares.sum() == pytest.approx(1)
+        usable = r[~np.isnan(r).any(-1)]
+        np.testing.assert_allclose(shares, np.bincount(usable.argmin(1), minlength=3) / len(usable))
+    # Offsets make a dictator of a group, calibration takes that away.
+    r -= [0, 0, 100]
+    assert dominance(r)[2] > 0.99 and dominance(calibrate(r, "scale")).max() < 0.5
+    # Where several are equally badly off, nobody alone is.
+    assert (dominance(np.zeros((2, 3, 2))) == 0).all()
+    assert (dominance(np.full((2, 3, 2), np.nan)) == 0).all()
 
 
 def test_win_rate_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +183,7 @@ def test_no_prompts(method: str) -> None:
         (
             (np.ones((2, 3, 1)), "zscore"),
             ValueError,
-            "calibrate: expected one of 'center', 'scale', 'win_rate', None, got 'zscore'",
+            "calibrate: expected one of 'center', 'scale', 'win_rate', 'regret', None, got 'zscore'",
         ),
         (
             (np.ones((2, 3, 1)), "center", np.ones((1, 3, 1))),

@@ -168,6 +168,49 @@ def test_solve_array(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["gap"] is None  # NaN is no JSON
 
 
+def test_solve_every_objective(tmp_path, capsys):
+    from maxmin_rlhf.welfare.dual import OBJECTIVES
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "r.npy", rng.standard_normal((3, 40, 3)))
+    np.save(tmp_path / "more.npy", rng.standard_normal((3, 40, 3)))
+    argv = ["solve", str(tmp_path / "r.npy"), "--beta", "1", "--shares", "0.5", "0.3", "0.2"]
+    options = {
+        "softmin": ["--tau", "0.2"], "power": ["--p", "-1"], "cvar": ["--alpha", "0.4"],
+        "kl": ["--radius", "0.2"], "chi2": ["--radius", "0.2"], "tv": ["--radius", "0.2"],
+        "floor": ["--floor", "0.1", "0.1", "0"], "owa": ["--rank-weights", "3", "2", "1"],
+    }  # fmt: skip
+    values = {}
+    for objective in OBJECTIVES:
+        method = "win_rate" if objective in ("nash", "power") else "center"
+        more = ["--objective", objective, "--calibrate", method, *options.get(objective, [])]
+        certified = objective not in ("per_sample_min", "batch_argmin")
+        more += ["--fresh", str(tmp_path / "more.npy")] if certified else []
+        assert main([*argv, *more, "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        values[objective] = facts["value"]
+        if certified:
+            assert facts["relative_gap"] <= 1e-6
+            assert objective == "mean" or facts["fresh_gap"] > 1e-6
+    assert values["maxmin"] <= values["kl"] <= values["mean"]
+    assert (
+        main([*argv, *options["tv"], "--objective", "tv", "--fresh", str(tmp_path / "more.npy")])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "certificate: no policy is worth more than" in out and "on the second sample: " in out
+    assert main([*argv, "--min-mass", "0.25", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["left_out"] == [2]
+    assert "groups [2] have a smaller share than min_mass" in captured.err
+    assert main([*argv, "--calibrate", "regret"]) == 0
+    capsys.readouterr()
+    code, err = failure(capsys, [*argv, "--objective", "softmin"])
+    assert code == 2 and "tau: expected a number for kind 'softmin'" in err
+    code, err = failure(capsys, [*argv, "--objective", "max"])
+    assert code == 2 and "invalid choice: 'max'" in err
+
+
 def test_solve_table_with_prompts_of_unequal_size(tmp_path, capsys):
     rows = [("p", 1.0, 0.0), ("q", 0.0, 1.0), ("p", 0.0, 1.0), ("p", 0.2, 0.3)]
     write_csv(tmp_path / "r.csv", ["prompt", "r0", "r1"], rows)

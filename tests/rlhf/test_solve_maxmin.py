@@ -81,7 +81,7 @@ def test_other_objectives_leave_the_worst_off_worse_off(correlation: float) -> N
             worth(solve_maxmin(r, beta, objective=objective).policy, centred, beta).min()
             for objective in ("maxmin", "mean", "per_sample_min")
         )
-        assert fair >= mean - 1e-9 and fair >= per_sample - 1e-9
+        assert fair > mean - 1e-9 and fair > per_sample + 0.01
         lead.append(fair - per_sample)
     assert np.mean(lead) > 0.05
 
@@ -216,7 +216,7 @@ def test_a_gap_above_tol_is_reported() -> None:
             "rewards: expected at least one sample with a reward for every group, got none",
         ),
         ({"rewards": np.ones((2, 0, 2))}, ValueError, "rewards: expected at least one sample"),
-        ({"objective": "max"}, ValueError, "objective: expected one of maxmin, mean, per_sample"),
+        ({"objective": "max"}, ValueError, "objective: expected one of maxmin, mean, softmin"),
         ({"calibrate": "z"}, ValueError, "calibrate: expected one of 'center'"),
         ({"beta": 0}, ValueError, r"beta: expected a number in \(0, inf\), got 0"),
         ({"tol": -1.0}, ValueError, "tol: expected a number in"),

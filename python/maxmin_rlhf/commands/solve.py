@@ -13,6 +13,7 @@ from maxmin_rlhf.mixture import PreferenceMixture
 from maxmin_rlhf.welfare import solve_maxmin
 
 Array = NDArray[np.float64]
+_PARAMETERS = ("min_mass", "tau", "p", "alpha", "radius", "floor", "rank_weights")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
         objective=args.objective,
         group_weights=shares,
         calibrate=None if args.calibrate == "none" else args.calibrate,
+        fresh=_fresh(args),
         tol=args.tol,
+        **{name: getattr(args, name) for name in _PARAMETERS},
     )
     if args.output is not None:
         at, columns = rows
@@ -44,6 +47,9 @@ def run(args: argparse.Namespace) -> None:
         "worst_group": solution.worst_group,
         "value": solution.value,
         "gap": solution.gap,
+        "relative_gap": solution.relative_gap,
+        "fresh_gap": solution.fresh_gap,
+        "left_out": solution.left_out,
         "ess": {"least": solution.ess.min(), "median": np.median(solution.ess)},
     }
     if args.json:
@@ -54,9 +60,23 @@ def run(args: argparse.Namespace) -> None:
     print(f"worst-off: group {solution.worst_group}; value {solution.value:.6g} (KL term included)")
     if args.objective == "maxmin":
         print(f"certificate: no policy gives the worst-off group more than {solution.gap:.2g} above that, at this KL")  # fmt: skip
+    elif np.isfinite(solution.gap):
+        print(
+            f"certificate: no policy is worth more than {solution.gap:.2g} above that, at this KL"
+        )
+    if solution.fresh_gap is not None:
+        print(f"on the second sample: {solution.fresh_gap:.2g}")
     print(f"effective samples a prompt: median {np.median(solution.ess):.1f}, least {solution.ess.min():.1f} of {rewards.shape[1]}")  # fmt: skip
     if args.output is not None:
         print(f"wrote {args.output}")
+
+
+def _fresh(args: argparse.Namespace) -> Array | None:
+    if args.fresh is None:
+        return None
+    if args.mixture is not None:
+        raise ValueError("--fresh: expected a file of rewards beside it, got --mixture")
+    return _rewards(argparse.Namespace(**{**vars(args), "rewards_file": args.fresh}))[0]
 
 
 def _rewards(args: argparse.Namespace) -> tuple[Array, Array | None, tuple[Any, dict[str, Any]]]:

@@ -1,5 +1,5 @@
 """Rewards of the groups: what makes them comparable."""
 
-from maxmin_rlhf.reward.calibration import calibrate
+from maxmin_rlhf.reward.calibration import calibrate, dominance
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "dominance"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-METHODS = ("center", "scale", "win_rate", None)
+METHODS = ("center", "scale", "win_rate", "regret", None)
 # Numbers held at once by the win rate's (prompts, samples, reference samples, groups).
 _BLOCK = 1 << 22
 
@@ -31,7 +31,10 @@ def calibrate(rewards: Rewards, method: str | None = "center", reference: Any = 
             one number a group, so that a group's prompts keep their proportions): groups then count by how much a
             response is better *for them*, however decided they are. ``"win_rate"`` is the probability that the
             group prefers the response to a reference sample, ``E σ(r(y) - r(y_ref))``, in [0, 1]: .5 is as good as
-            the reference, and no response is worth more than one that always wins. None leaves them as they are.
+            the reference, and no response is worth more than one that always wins. ``"regret"`` takes each group's best
+            reference sample of the prompt off: 0 is all that a group could wish for there, and a minimum over groups
+            asks who misses most, in the group's own units (scale first where those differ). The best of more samples
+            is better: compare only between equal numbers of them. None leaves them as they are.
         reference: ``(P, R, K)`` rewards of the reference policy's samples; None: ``rewards`` are those. A sample is
             then compared with itself too, which is exact for a menu and a little towards .5 for draws.
 
@@ -57,12 +60,36 @@ def calibrate(rewards: Rewards, method: str | None = "center", reference: Any = 
         out = _win_rate(r, ref)
     elif method is None:
         out = r.clone()
+    elif method == "regret":
+        out = r - _best(ref)
     else:
         mean = ref.nanmean(1, keepdim=True)
         out = r - mean
         if method == "scale":
             out = out / _spread(ref - mean)
     return out if isinstance(rewards, Tensor) else out.numpy()
+
+
+def dominance(rewards: Any) -> np.ndarray:
+    """How often each group alone is the worst off, as shares ``(K,)`` of the samples that every group has judged.
+
+    Where one group's share is near one a minimum over groups listens to nobody else: usually the rewards are not
+    comparable yet, and offsets or units decide. :func:`maxmin_rlhf.solve_maxmin` warns above .95.
+
+    Args:
+        rewards: ``(P, S, K)`` calibrated rewards, NumPy or torch. Samples where several groups are equally badly off
+            count for none.
+    """
+    alone, judged = worst_alone(as_rewards("rewards", rewards))
+    return (alone / judged.clamp_min(1)).cpu().numpy()
+
+
+def worst_alone(r: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) samples at which a group alone is the worst off, and () all judged by every group; both float64."""
+    low = r == r.amin(-1, keepdim=True)
+    alone = low & (low.sum(-1, keepdim=True) == 1)
+    judged = ~r.isnan().any(-1)
+    return alone.flatten(0, 1).sum(0).double(), judged.sum().double()
 
 
 def as_rewards(name: str, rewards: Any) -> Tensor:
@@ -88,6 +115,14 @@ def _spread(centred: Tensor) -> Tensor:
             stacklevel=3,
         )
     return torch.where(spread == 0, 1.0, spread)
+
+
+def _best(ref: Tensor) -> Tensor:
+    """(P, 1, K) the largest that is there, NaN without any."""
+    if ref.shape[1] == 0:
+        return ref.new_full((ref.shape[0], 1, ref.shape[2]), torch.nan)
+    best = torch.where(ref.isnan(), -torch.inf, ref).amax(1, keepdim=True)
+    return torch.where(ref.isnan().all(1, keepdim=True), torch.nan, best)
 
 
 def _win_rate(r: Tensor, ref: Tensor) -> Tensor:
