@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 import maxmin_kernels as mk
+from tests.kernels.triton.bounds import checked
 from tests.kernels.triton.where import INTERPRETED
 
 
 @pytest.fixture(autouse=True)
 def forced(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every operation of a test marked ``interp`` or ``gpu`` is served by Triton, or fails."""
+    """Every operation of a test marked ``interp`` or ``gpu`` is served by Triton, and touches its tensors only, or fails."""
     if request.node.get_closest_marker("interp") and not INTERPRETED:
         pytest.fail(
             "TRITON_INTERPRET=1 must be set before the start: TRITON_INTERPRET=1 pytest -m interp"
         )
     if request.node.get_closest_marker("interp") or request.node.get_closest_marker("gpu"):
-        with mk.backend("triton"):
+        guard = checked() if INTERPRETED else contextlib.nullcontext()
+        with mk.backend("triton"), guard:
             yield
     else:
         yield
