@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md")
+PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md", "docs/gpu.md")
 MISSING = "*(not measured yet)*"
 
 
@@ -68,7 +68,7 @@ def results() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         found = json.loads(path.read_text())
         records = [r for r in found.get("records", []) if r["ratio"] is not None]
-        if not records:
+        if not records or "copy_bytes_per_s" in found:
             continue
         rows = [
             [
@@ -194,12 +194,59 @@ def null() -> str:
     )
 
 
+# What a GPU is asked for: shape, and how fast it should be.
+GPU_TARGETS = [
+    ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
+    ("`em_pass` rows, read once", "N=2M, D=1024, H=8, bfloat16", "65 % of copy; 1.6 × the best composition"),
+    ("`em_pass` rows", "N=500k, D=4096, H=64, bfloat16", "30 % of copy"),
+    ("`em_pass` indexed", "N=10M, M=100k, D=1024, H=32", "4 × eager"),
+    ("`mixture_log_likelihood`, both directions", "N=4M, H=8", "60 % of copy"),
+    ("`reward_heads`", "B=64, T=2048, D=4096, H=8", "20 × a head on all tokens"),
+    ("`welfare`, `maxmin_reduce`, `maxmin_advantages`", "512 × 16 × 8", "5 × eager where that is 15 launches"),
+    ("`maxmin_dual`", "P=4096, S=16, K=8", "1 ms, replayed .4 ms"),
+    ("a whole fit", "500k pairs, D=4096, K=1 … 6 × 4", "10 s, host 10 %"),
+]  # fmt: skip
+
+
+def gpu() -> str:
+    """Every GPU's results, or what is still to be measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())
+        if "copy_bytes_per_s" not in found:
+            continue
+        rows = [
+            [
+                f"`{r['op']}` {r['direction']}, {r['dtype']}",
+                ", ".join(f"{k}={v:,}" for k, v in r["shape"].items()),
+                r["variant"],
+                f"{r['median_ms']:g}",
+                f"{r['pct_floor']:.0f} %",
+                f"{r['ratio']:.1f} × {r['peer']}",
+            ]
+            for r in found["records"]
+            if r["ratio"] is not None
+        ]
+        bandwidth = found["copy_bytes_per_s"] / 1e12
+        parts.append(
+            f"{found['records'][0]['device']}, copy at {bandwidth:.2f} TB/s; of the floor: of what the bytes would take at that rate.\n\n"
+            + table(["operation", "shape", "how", "ms", "of the floor", "faster than"], rows)
+        )
+    if parts:
+        return "\n\n".join(parts)
+    rows = [[*target, "not yet measured"] for target in GPU_TARGETS]
+    return "No kernel has run on a GPU yet. What is aimed at on an H200:\n\n" + table(
+        ["operation", "shape", "aim", "measured"], rows
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "operations": operations,
     "results": results,
     "starts": starts,
     "panels": panels,
     "null": null,
+    "gpu": gpu,
 }
 
 
