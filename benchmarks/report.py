@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md", "docs/gpu.md")
+PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md", "docs/welfare.md", "docs/gpu.md")
 MISSING = "*(not measured yet)*"
 
 
@@ -194,6 +194,41 @@ def null() -> str:
     )
 
 
+def jester_policy() -> str:
+    """MaxMin and the mean on jokes, judged by people nobody fitted."""
+    found = study("jester_policy")
+    if not found:
+        return MISSING
+    about = {
+        "worst_group": "ratings as they are: mean rating of the worst-off group",
+        "least_gain": "centred: least gain of a group over an even draw",
+    }
+    rows = []
+    for share in sorted({s["judges_share"] for s in found["summary"]}):
+        for measure, words in about.items():
+            for shuffled in (False, True):
+                some = [
+                    s
+                    for s in found["summary"]
+                    if (s["judges_share"], s["about"], s["shuffled"]) == (share, measure, shuffled)
+                ]
+                runs = sum(s["runs"] for s in some)
+                mean = sum(s["mean_gain"] * s["runs"] for s in some) / runs
+                price = sum(s["mean_price"] * s["runs"] for s in some) / runs
+                rows.append(
+                    [
+                        f"{100 * share:.0f} %",
+                        words + (" (groups shuffled)" if shuffled else ""),
+                        f"{sum(s['gains'] for s in some)} of {runs}",
+                        f"{mean:.2f}",
+                        f"{sum(s['intervals_above_zero'] for s in some)} / {sum(s['intervals_below_zero'] for s in some)}",
+                        f"{price:.2f}",
+                    ]
+                )
+    head = ["judges", "measure", "gains", "mean gain", "intervals above / below 0", "price in the overall mean"]  # fmt: skip
+    return table(head, rows) + f"\n\n{found['raters']:,} raters; ratings from −10 to 10."
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -247,6 +282,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "jester_policy": jester_policy,
 }
 
 
