@@ -9,6 +9,8 @@ from torch import Tensor
 
 from maxmin_kernels._checks import check_indptr, check_tensor, validate_index, validate_indptr
 
+CHUNK = 4096
+
 
 @dataclass(frozen=True)
 class EMPlan:
@@ -19,17 +21,23 @@ class EMPlan:
         item_indptr: ``(M + 1)`` int64, how often each item stands in a row.
         item_rows: ``(2N)``, those places, ascending within an item: ``i`` where it is chosen in row ``i``, ``N + i``
             where it is rejected. The gradient is gathered by it in fixed order.
+        chunk_indptr: ``(number of chunks + 1)`` int64, where each chunk of an annotator's comparisons begins, when
+            somebody has more than ``CHUNK`` of them: programs of a device then share the long ones.
+        annotator_chunks: ``(A + 1)`` int64, chunks of each annotator, which are added in their order.
     """
 
     chosen: Tensor | None = None
     rejected: Tensor | None = None
     item_indptr: Tensor | None = None
     item_rows: Tensor | None = None
+    chunk_indptr: Tensor | None = None
+    annotator_chunks: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The plan as an op takes it: empty in the rows form, which needs none."""
-        parts = (self.chosen, self.rejected, self.item_indptr, self.item_rows)
+        """The plan as an op takes it: four tensors of the items, if any, then two of the chunks, if any."""
+        items = (self.chosen, self.rejected, self.item_indptr, self.item_rows)
+        parts = (*items, self.chunk_indptr, self.annotator_chunks)
         return [part for part in parts if part is not None]
 
 
@@ -60,8 +68,9 @@ def em_plan(
         check_indptr("choice_indptr", choice_indptr, device, length=n_choices + 1)
         n_rows = int(choice_indptr[-1])
         validate_indptr("choice_indptr", choice_indptr, n_rows)
+    chunk_indptr, annotator_chunks = _chunks(indptr)
     if chosen is None and rejected is None:
-        return EMPlan()
+        return EMPlan(chunk_indptr=chunk_indptr, annotator_chunks=annotator_chunks)
     check_tensor("chosen", chosen, (n_rows,), dtypes=(torch.int64,), device=device)
     check_tensor("rejected", rejected, (n_rows,), dtypes=(torch.int64,), device=device)
     assert chosen is not None and rejected is not None
@@ -79,4 +88,18 @@ def em_plan(
         rejected=rejected.to(narrow),
         item_indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         item_rows=both.argsort(stable=True).to(narrow),
+        chunk_indptr=chunk_indptr,
+        annotator_chunks=annotator_chunks,
     )
+
+
+def _chunks(indptr: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Pieces of at most ``CHUNK`` comparisons, one at least for each annotator; None where all are short."""
+    sizes = indptr.diff()
+    if sizes.numel() == 0 or int(sizes.max()) <= CHUNK:
+        return None, None
+    pieces = ((sizes + CHUNK - 1) // CHUNK).clamp_min(1)
+    annotator_chunks = torch.nn.functional.pad(pieces.cumsum(0), (1, 0))
+    owner = torch.repeat_interleave(pieces)
+    place = torch.arange(owner.numel(), device=indptr.device) - annotator_chunks[owner]
+    return torch.cat([indptr[owner] + place * CHUNK, indptr[-1:]]), annotator_chunks

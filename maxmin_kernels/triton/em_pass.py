@@ -40,7 +40,10 @@ def em_pass_fwd(
     plain = chosen is None and choice_indptr is None and label_noise == 0.0 and not hard
     n_mixtures = 1 if mixture_indptr is None else mixture_indptr.shape[0] - 1
     once = one_read.config_for(features, weight.shape[0], n_mixtures, plain and temperature == 1.0)
-    if once is not None:
+    # The first four tensors of a plan are about items, what is left about long annotators.
+    chunks = plan if chosen is None else plan[4:]
+    # Somebody's comparisons that are cut into chunks would be a single program's work in the other way.
+    if once is not None and not chunks:
         return one_read.em_pass(
             once, features, indptr, weight, log_weights, mixture_indptr, comparison_weight
         )
@@ -64,6 +67,7 @@ def em_pass_fwd(
         temperature,
         n_rows,
         torch.float64,
+        chunks,
     )
     resp = log_resp.exp()
     pulled = pull(

@@ -4,7 +4,8 @@
     Z_ag = T logsumexp over the mixture's heads of L / T                 hard: their maximum
     log γ_ah = L_ah / T - Z_ag / T                                       hard: 0 at the first best head, else -inf
 
-A program owns a few annotators and walks through their choices a few at a time; nobody else adds to their sums.
+A program owns a few annotators and walks through their choices a few at a time; nobody else adds to their sums. Where a plan
+has cut long annotators into chunks, programs own chunks first, whose sums are then added in order.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def _annotators_kernel(
     WEIGHTED: tl.constexpr,
     MIXTURES: tl.constexpr,
     HARD: tl.constexpr,
+    ONLY_SUM: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -75,8 +77,10 @@ def _annotators_kernel(
     h = tl.arange(0, BLOCK_H).to(tl.int64)
     begin = tl.load(indptr_ptr + a, mask=a < A, other=0)
     end = tl.load(indptr_ptr + a + 1, mask=a < A, other=0)
-    joint = tl.load(log_weights_ptr + h, mask=h < H, other=0.0).to(tl.float64)[None, :]
-    joint += tl.zeros((BLOCK_A, BLOCK_H), tl.float64)
+    at = a[:, None] * H + h[None, :]
+    joint = tl.zeros((BLOCK_A, BLOCK_H), tl.float64)
+    if not ONLY_SUM:
+        joint += tl.load(log_weights_ptr + h, mask=h < H, other=0.0).to(tl.float64)[None, :]
     for j in tl.range(0, tl.max(end - begin), BLOCK_J):
         c = (begin[:, None] + j + tl.arange(0, BLOCK_J)[None, :])[:, :, None]
         there = c < end[:, None, None]
@@ -93,6 +97,9 @@ def _annotators_kernel(
         if WEIGHTED:
             x *= tl.load(v_ptr + c, mask=there, other=0.0).to(ACC)
         joint += tl.sum(tl.where(ok, x, 0.0).to(tl.float64), 1)
+    if ONLY_SUM:
+        tl.store(log_resp_ptr + at, joint, mask=(a < A)[:, None] & (h < H)[None, :])
+        return
     if not HARD:
         joint = joint / temperature
     top = tl.zeros((BLOCK_A, BLOCK_H), tl.float64)
@@ -123,7 +130,6 @@ def _annotators_kernel(
             log_resp = tl.where(inside, joint - z[:, None], log_resp)
             z *= temperature
         tl.store(z_ptr + a * G + g, z, mask=a < A)
-    at = a[:, None] * H + h[None, :]
     tl.store(log_resp_ptr + at, log_resp, mask=(a < A)[:, None] & (h < H)[None, :])
 
 
@@ -151,8 +157,9 @@ def annotators(
     temperature: float,
     n_rows: int,
     dtype: torch.dtype,
+    chunks: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """``Z (A, G)`` and ``log γ (A, H)`` in ``dtype``."""
+    """``Z (A, G)`` and ``log γ (A, H)`` in ``dtype``; ``chunks`` of a plan, or none."""
     n_annotators, n_heads = indptr.shape[0] - 1, margins.shape[1]
     n_mixtures = 1 if mixture_indptr is None else mixture_indptr.shape[0] - 1
     z = margins.new_empty(n_annotators, n_mixtures, dtype=dtype)
@@ -164,39 +171,68 @@ def annotators(
         n_choices = choice_indptr.shape[0] - 1
         values = log_probabilities(margins, chosen, rejected, choice_indptr, label_noise, n_rows)
         chosen = rejected = None
-    config = _config_mixture(n_heads, n_choices, n_annotators)
-    nothing = indptr
-    with torch.cuda.device_of(margins):
-        _annotators_kernel[(triton.cdiv(n_annotators, config.block_a),)](
+    if chunks:
+        sums = margins.new_empty(chunks[0].shape[0] - 1, n_heads, dtype=torch.float64)
+        noise = label_noise if choice_indptr is None else None
+        _launch(values, chosen, rejected, chunks[0], n_choices, weight, noise, None, None, sums)
+        values, indptr, n_choices = sums, chunks[1], sums.shape[0]
+        chosen = rejected = weight = None
+    noise = label_noise if choice_indptr is None and not chunks else None
+    posterior = (log_weights.contiguous(), mixture_indptr, hard, float(temperature))
+    _launch(values, chosen, rejected, indptr, n_choices, weight, noise, posterior, z, log_resp)
+    return z, log_resp
+
+
+def _launch(
+    values: Tensor,
+    chosen: Tensor | None,
+    rejected: Tensor | None,
+    indptr: Tensor,
+    n_choices: int,
+    weight: Tensor | None,
+    noise: float | None,
+    posterior: tuple[Tensor, Tensor | None, bool, float] | None,
+    z: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Sums over the segments of ``indptr`` (``posterior`` None), or what follows from them.
+
+    ``noise`` is the label noise of the pairs whose margins ``values`` are; None: they are log-probabilities.
+    """
+    n_segments, n_heads = out.shape
+    log_weights, mixture_indptr, hard, temperature = posterior or (indptr, None, False, 1.0)
+    config = _config_mixture(n_heads, n_choices, n_segments)
+    with torch.cuda.device_of(values):
+        _annotators_kernel[(triton.cdiv(n_segments, config.block_a),)](
             values,
-            nothing if chosen is None else chosen,
-            nothing if rejected is None else rejected,
+            indptr if chosen is None else chosen,
+            indptr if rejected is None else rejected,
             indptr.contiguous(),
-            log_weights.contiguous(),
-            nothing if weight is None else weight.contiguous(),
-            nothing if mixture_indptr is None else mixture_indptr.contiguous(),
-            z,
-            log_resp,
-            n_annotators,
+            log_weights,
+            indptr if weight is None else weight.contiguous(),
+            indptr if mixture_indptr is None else mixture_indptr.contiguous(),
+            out if z is None else z,
+            out,
+            n_segments,
             n_heads,
-            n_mixtures,
+            1 if mixture_indptr is None else mixture_indptr.shape[0] - 1,
             values.stride(0),
             values.stride(1),
-            math.log1p(-label_noise),
-            math.log(label_noise / 2) if label_noise > 0 else 0.0,
-            float(temperature),
-            MARGINS=choice_indptr is None,
+            math.log1p(-noise) if noise else 0.0,
+            math.log(noise / 2) if noise else 0.0,
+            temperature,
+            MARGINS=noise is not None,
             GATHER=chosen is not None,
-            NOISE=label_noise > 0,
+            NOISE=bool(noise),
             WEIGHTED=weight is not None,
             MIXTURES=mixture_indptr is not None,
             HARD=hard,
-            ACC=ACC[accumulation_dtype(margins)],
+            ONLY_SUM=posterior is None,
+            ACC=ACC[accumulation_dtype(values)],
             BLOCK_A=config.block_a,
             BLOCK_J=config.block_j,
             BLOCK_H=config.block_h,
         )
-    return z, log_resp
 
 
 def mixture_log_likelihood_fwd(
@@ -225,6 +261,7 @@ def mixture_log_likelihood_fwd(
         temperature,
         margins.shape[0],
         accumulation_dtype(margins),
+        [],
     )
 
 

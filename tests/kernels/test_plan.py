@@ -12,6 +12,15 @@ def test_rows_need_none():
     assert mk.em_plan(torch.tensor([0, 2, 5])).tensors == []
 
 
+def test_long_annotators_are_cut_into_chunks():
+    indptr = torch.tensor([0, 3, 3, 3 + 4096, 3 + 4096 + 8193])
+    plan = mk.em_plan(indptr)
+    assert plan.annotator_chunks.tolist() == [0, 1, 2, 3, 6]
+    assert plan.chunk_indptr.tolist() == [0, 3, 3, 4099, 8195, 12291, 12292]
+    assert len(plan.tensors) == 2
+    assert mk.em_plan(indptr[:-1]).tensors == []
+
+
 def test_every_item_knows_its_rows():
     chosen, rejected = torch.tensor([0, 2, 0]), torch.tensor([1, 0, 3])
     plan = mk.em_plan(torch.tensor([0, 3]), chosen=chosen, rejected=rejected, n_items=5)

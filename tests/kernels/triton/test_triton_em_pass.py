@@ -176,3 +176,24 @@ def test_features_read_once(n_features, sizes, weighted, monkeypatch):
         if name == "log_resp":
             value, exact, plain = value.exp(), exact.exp(), plain.exp()
         assert_close_enough(value, exact, plain, floor=5e-6, name=name)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("mode", ["noise", "sets", "weighted"])
+def test_chunks_of_a_plan_change_nothing(indexed, mode, monkeypatch):
+    from maxmin_kernels import plan as plans
+
+    monkeypatch.setattr(plans, "CHUNK", 5)
+    torch.manual_seed(0)
+    arguments, options = make(
+        130, 5, (2, 3), sets=mode == "sets", indexed=indexed, weighted=mode == "weighted", dtype=torch.float64
+    )  # fmt: skip
+    options |= {"label_noise": 0.1} if mode == "noise" else {}
+    arguments, options = there(arguments), there(options)
+    given = {name: options[name] for name in ("chosen", "rejected", "choice_indptr") if name in options}  # fmt: skip
+    n_items = arguments["features"].shape[0] if indexed else None
+    plan = mk.em_plan(arguments["indptr"], n_items=n_items, **given)
+    assert plan.chunk_indptr is not None and plan.chunk_indptr.numel() > arguments["indptr"].numel()
+    out = mk.em_pass(**arguments, **options, plan=plan)
+    for value, plain in zip(out, mk.em_pass(**arguments, **options), strict=True):
+        torch.testing.assert_close(value, plain)
