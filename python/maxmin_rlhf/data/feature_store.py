@@ -71,10 +71,14 @@ class FeatureStore:
 
     def find(self, texts: Sequence[Any]) -> Int:
         """(n,) the row of each text (see :func:`key_of`), -1 where the store does not have it."""
+        return self.find_keys([key_of(text) for text in texts])
+
+    def find_keys(self, keys: Sequence[bytes]) -> Int:
+        """The same of their sha256."""
         known, row_of = self._by_key()
-        if not len(known) or not len(texts):
-            return np.full(len(texts), -1, np.int64)
-        wanted = _comparable(np.frombuffer(b"".join(map(key_of, texts)), np.uint8).reshape(-1, 32))
+        if not len(known) or not len(keys):
+            return np.full(len(keys), -1, np.int64)
+        wanted = _comparable(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32))
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         return np.where(known[at] == wanted, row_of[at], -1)
 

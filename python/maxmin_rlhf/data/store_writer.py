@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_rlhf.data._arrays import first_nonfinite
 from maxmin_rlhf.data.feature_store import DTYPES, FORMAT, INDEX, KIND, padded, read_index
 
 
@@ -60,11 +59,6 @@ class StoreWriter:
         """Write one shard of ``features (n, D)`` and put it into the index, with what ``plan`` says of its making."""
         from safetensors.torch import save
 
-        bad = first_nonfinite(features)
-        if bad is not None:
-            raise ValueError(
-                f"features: expected finite numbers in {self._dtype}, got {features[bad].item()} in row {bad[0]}"
-            )
         shards = read_index(self.path)["shards"]
         rows = torch.zeros(features.shape[0], padded(features.shape[1]), dtype=DTYPES[self._dtype])
         rows[:, : features.shape[1]] = features
