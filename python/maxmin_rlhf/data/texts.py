@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,13 +167,8 @@ class TextPreferences:
 
 def _shared(a: Any, b: Any) -> Any:
     """What two texts begin with in common, not cutting a word; of two conversations, whole messages."""
-    if not isinstance(a, str):
-        n = next(
-            (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-        )
-        return a[:n]
-    n = len(os.path.commonprefix([a, b]))
-    while n and not a[n - 1].isspace():
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    while isinstance(a, str) and n and not a[n - 1].isspace():
         n -= 1
     return a[:n]
 
@@ -184,5 +178,6 @@ def _words(text: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {str: "a string", list: "a conversation"}
-    return names.get(type(value), type(value).__name__)
+    if isinstance(value, str):
+        return "a string"
+    return "a conversation" if isinstance(value, list) else type(value).__name__
