@@ -73,7 +73,7 @@ def encode(
         pooling: of the last hidden states: "mean" over the tokens, "last" token, "cls" (first token).
         normalize: divide each vector by its length, as sentence encoders are used; ridges are then on one scale.
         max_length: tokens that are kept, from the end, so that a long prompt does not push the response out. None: what
-            the model takes, at most 512.
+            a sentence encoder was made for (256 for the default one), else what the model takes, at most 512.
         dtype: of the stored features; trunk_dtype: the trunk's; "float32", "bfloat16" or "float16".
         device: of the trunk; None: "cuda" if there is one, else "cpu".
         chat_template: Jinja, instead of the tokenizer's own.

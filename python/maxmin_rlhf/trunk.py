@@ -68,7 +68,7 @@ class Trunk:
         trunk, tokenizer, missing = _load(name, DTYPES[trunk_dtype], allow_download)
         limit = _limit(trunk, tokenizer)
         if max_length is None:
-            max_length = min(limit, _MAX_LENGTH)
+            max_length = min(limit, _made_for(name) or _MAX_LENGTH)
         if not 8 <= max_length <= limit:
             raise ValueError(f"max_length: expected 8 to {limit} tokens for {name}, got {max_length}")  # fmt: skip
         tokenizer.truncation_side = "left"
@@ -237,6 +237,12 @@ def _limit(trunk: Any, tokenizer: Any) -> int:
     """Tokens that the model takes: the tokenizer's word, unless it has none, and the number of positions."""
     positions = getattr(trunk.config, "max_position_embeddings", None)
     return min(int(tokenizer.model_max_length), int(positions or 1 << 30))
+
+
+def _made_for(name: str) -> int | None:
+    """Tokens that a sentence encoder in a folder was made for, as it says beside its weights."""
+    path = Path(name) / "sentence_bert_config.json"
+    return json.loads(path.read_bytes()).get("max_seq_length") if path.is_file() else None
 
 
 def _fingerprint(trunk: Any, tokenizer: Any, missing: set[str]) -> str:

@@ -85,7 +85,7 @@ class TextPreferences:
                 raise TypeError(f"prompt: row {row} is {_kind(before)}, chosen is {_kind(both[0])}")
             for name, said, places in zip(("chosen", "rejected"), both, sides, strict=True):
                 response = said if prompt is not None else said[len(before) :]
-                text = _words(response)
+                text: Any = _words(response)
                 if form == "pair":
                     # An implicit prompt is what two texts share: with another partner a text would split elsewhere.
                     text = said if prompt is None else (before, said)
