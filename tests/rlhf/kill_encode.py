@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from maxmin_rlhf.data.feature_store import FeatureStore
-from maxmin_rlhf.encode import encode
+from maxmin_rlhf.encoding import encode
 from maxmin_rlhf.trunk import Trunk
 
 TEXTS = [("prompt " * (i % 5), f"response {i} " * (1 + i * 7 % 6)) for i in range(300)]

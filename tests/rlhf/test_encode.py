@@ -14,7 +14,7 @@ import torch
 
 from maxmin_rlhf.data.feature_store import FeatureStore
 from maxmin_rlhf.demo.language.responses import FOLDER, read_responses
-from maxmin_rlhf.encode import EncodeProgress, encode
+from maxmin_rlhf.encoding import EncodeProgress, encode
 from maxmin_rlhf.trunk import Trunk, joined, pool
 from tests.rlhf import tiny_trunks
 

@@ -153,6 +153,13 @@ def test_another_encoder(tmp_path, change, says):
     assert FeatureStore(tmp_path).encoder == ENCODER
 
 
+def test_an_empty_store_is_anybodys(tmp_path):
+    for encoder in (ENCODER, {"model": "another"}):
+        with StoreWriter(tmp_path, encoder, 5, "float16"):
+            pass
+        assert FeatureStore(tmp_path).encoder == encoder
+
+
 def test_one_writer_at_a_time(tmp_path):
     code = (
         "import sys; from maxmin_rlhf.data.store_writer import StoreWriter\n"

@@ -37,13 +37,15 @@ class StoreWriter:
         self._folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process
-            if not (self.path / INDEX).exists():
-                if any(not entry.name.endswith(".tmp") for entry in self.path.iterdir()):
-                    raise ValueError(f"{self.path}: expected a feature store or an empty folder")
-                self._write_index([])
+            is_store = (self.path / INDEX).exists()
+            if not is_store and any(not e.name.endswith(".tmp") for e in self.path.iterdir()):
+                raise ValueError(f"{self.path}: expected a feature store or an empty folder")
             for left in self.path.glob(".*.tmp"):
                 left.unlink()
-            self._check_encoder(read_index(self.path))
+            if is_store and (index := read_index(self.path))["shards"]:
+                self._check_encoder(index)
+            else:  # nothing is in it: whoever comes first
+                self._write_index([])
         except BlockingIOError:
             os.close(self._folder)
             raise ValueError(f"{self.path}: another process is writing to this store") from None

@@ -62,7 +62,7 @@ class TextPreferences:
             ValueError, TypeError: naming the column and the row: an empty response, something else than text, the same
                 text on both sides, columns of different lengths, another form.
         """
-        from maxmin_rlhf.encode import check_text
+        from maxmin_rlhf.encoding import check_text
 
         if form not in FORMS:
             raise ValueError(f"form: expected pair or response, got {form!r}")
