@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from maxmin_rlhf import PreferenceMixture
 from maxmin_rlhf.data.feature_store import FeatureStore, key_of
 from maxmin_rlhf.data.store_writer import StoreWriter
 from maxmin_rlhf.data.texts import TextPreferences
@@ -96,6 +98,24 @@ def test_over_a_store(tmp_path):
     assert data.item_ids.tolist() == [key_of(t).hex()[:16] for t in "abc"]
     with pytest.raises(ValueError, match="1 of 2 texts are not in the store, the first is number 1: 'new"):  # fmt: skip
         TextPreferences.from_columns(["a"], ["new"], [1]).over(FeatureStore(tmp_path))
+
+
+def test_a_fit_reads_from_disk_what_does_not_fit(tmp_path):
+    texts = [f"text {i}" for i in range(40)]
+    rng = np.random.default_rng(0)
+    pairs = np.array([rng.choice(40, 2, replace=False) for _ in range(200)])
+    prefs = TextPreferences.from_columns(
+        [texts[i] for i in pairs[:, 0]], [texts[i] for i in pairs[:, 1]], np.repeat(range(20), 10)
+    )
+    with StoreWriter(tmp_path, {}, 5, "float32") as writer:
+        for part in (texts[:25], texts[25:]):
+            writer.append([key_of(t) for t in part], torch.randn(len(part), 5), {})
+    store = FeatureStore(tmp_path)
+    on_disk, in_memory = prefs.over(store, max_bytes=0), prefs.over(store)
+    assert f"{tmp_path}/.rows-" in Path("/proc/self/maps").read_text()
+    assert torch.equal(on_disk.features, in_memory.features)
+    fits = [PreferenceMixture(2, n_init=2, random_state=0).fit(d) for d in (on_disk, in_memory)]
+    np.testing.assert_array_equal(fits[0].heads_, fits[1].heads_)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 KIND = "maxmin feature store"
 INDEX = "index.json"
 _BLOCK = 1 << 22  # bytes hashed at a time
+_ROWS = 4096  # copied at a time
 
 
 def key_of(text: Any) -> bytes:
@@ -115,8 +116,11 @@ class FeatureStore:
         shard_of = np.searchsorted(self._first, index, side="right") - 1
         for shard in np.unique(shard_of).tolist():
             here = np.flatnonzero(shard_of == shard)
-            taken = torch.from_numpy(index[here] - self._first[shard])
-            out[torch.from_numpy(here)] = self._map(shard)[0][taken, : self.n_features]
+            features = self._map(shard)[0]
+            for first in range(0, here.size, _ROWS):
+                to = here[first : first + _ROWS]
+                taken = torch.from_numpy(index[to] - self._first[shard])
+                out[torch.from_numpy(to)] = features[taken, : self.n_features]
         return out
 
     def verify(self) -> None:

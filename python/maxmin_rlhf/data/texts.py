@@ -141,11 +141,12 @@ class TextPreferences:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{os.fspath(path)}: {error}") from None
 
-    def over(self, store: FeatureStore) -> PreferenceData:
+    def over(self, store: FeatureStore, max_bytes: int | None = None) -> PreferenceData:
         """Indexed form, with the store's features; items are named by 16 hex digits of their text's sha256.
 
-        Only the rows that are needed leave the store, see :meth:`FeatureStore.gather`: what is larger than memory stays
-        on disk. A fit in float32 on the CPU reads it there; in half precision it makes a copy in float32 while it runs.
+        Only the rows that are needed leave the store; those beyond ``max_bytes`` stay on disk, in a mapped file, see
+        :meth:`FeatureStore.gather`. A fit in float32 on the CPU reads them there, in half precision it makes a copy in
+        float32 while it runs, on another device a copy there. The texts themselves are in memory.
 
         Raises:
             ValueError: texts that the store does not have.
@@ -153,7 +154,7 @@ class TextPreferences:
         keys = [key_of(text) for text in self.texts]
         rows = store.rows(self.texts)
         return PreferenceData.from_items(
-            store.gather(rows),
+            store.gather(rows, max_bytes),
             self.chosen,
             self.rejected,
             self.annotator,
