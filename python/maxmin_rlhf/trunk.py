@@ -230,6 +230,9 @@ def _load(name: str, dtype: torch.dtype, allow_download: bool) -> tuple[Any, Any
     needed = sorted(key for key in missing if not key.startswith(_UNUSED))
     if needed:
         raise ValueError(f"model: {name} lacks {len(needed)} weights of its trunk, the first is {needed[0]}")  # fmt: skip
+    if trunk.config.is_encoder_decoder:
+        raise ValueError(f"model: expected an encoder or a causal model, got {name}, which is both")
+    trunk.config.use_cache = False  # keys and values for a generation that never comes
     return trunk, tokenizer, missing
 
 

@@ -300,6 +300,16 @@ def test_a_checkpoint_without_all_weights(tiny, tmp_path):
     assert Trunk.load(folder).fingerprint == Trunk.load(folder).fingerprint
 
 
+def test_an_encoder_with_a_decoder(tmp_path):
+    from transformers import T5Config, T5Model
+
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 259}
+    T5Model(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    tiny_trunks._tokenizer("bert").save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="model: expected an encoder or a causal model, got .*t5"):
+        encode(TEXTS, store=tmp_path / "store", model=tmp_path / "t5")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"pooling": "max"}, "pooling: expected one of mean, last, cls, got 'max'"),
