@@ -52,7 +52,7 @@ def hits(mixture: PreferenceMixture, data: PreferenceData, splits: int, seed: in
 def held_out(data: PreferenceData, crowd: NDArray[np.bool_], splits: int, seed: int = 0) -> dict[str, Any]:  # fmt: skip
     """Accuracy on held-out annotators of one reward and of the selected mixture."""
     fold = annotator_folds(data.n_annotators, FOLDS, seed)
-    right = np.zeros((2, data.n_annotators))
+    right = np.zeros((3, data.n_annotators))
     total = np.zeros(data.n_annotators)
     recovered = np.zeros(data.n_annotators)
     sizes, ridges = [], []
@@ -64,6 +64,11 @@ def held_out(data: PreferenceData, crowd: NDArray[np.bool_], splits: int, seed: 
         mixture = found.best_mixture_
         for i, fitted in enumerate((pooled, mixture)):
             right[i, fold == k], total[fold == k] = hits(fitted, new, splits, seed)
+        for side in (True, False):  # what there is to gain, were everybody's crowd known
+            of_crowd = known.select_annotators(crowd[fold != k] == side)
+            fitted = PreferenceMixture(1, l2=mixture.l2, random_state=seed).fit(of_crowd)
+            his = (fold == k) & (crowd == side)
+            right[2, his] = hits(fitted, data.select_annotators(his), splits, seed)[0]
         recovered[fold == k] = _recovered(mixture, known, crowd[fold != k], new, crowd[fold == k])
         sizes.append(found.best_)
         ridges.append({"pooled": by_size[1], "mixture": by_size[found.best_]})
@@ -79,6 +84,7 @@ def held_out(data: PreferenceData, crowd: NDArray[np.bool_], splits: int, seed: 
     return {
         "pooled": {"accuracy": round(float(middle[0]), 4), "interval": interval(share[0])},
         "mixture": {"accuracy": round(float(middle[1]), 4), "interval": interval(share[1])},
+        "crowd known": {"accuracy": round(float(middle[2]), 4), "interval": interval(share[2])},
         "difference": {
             "accuracy": round(float(middle[1] - middle[0]), 4),
             "interval": interval(share[1] - share[0]),

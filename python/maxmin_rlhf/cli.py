@@ -154,7 +154,7 @@ column of prompts they are implicit: chosen and rejected begin with them. Nothin
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the stored features (default: float32)")  # fmt: skip
     parser.add_argument("--trunk-dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (default: float32)")  # fmt: skip
     parser.add_argument("--device", help="of the model (default: cuda if there is one, else cpu)")
-    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="computed together (default: 8192)")  # fmt: skip
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="computed together (default: 2048 on a CPU, else 16384)")  # fmt: skip
     parser.add_argument("--shard-rows", type=int, default=4096, metavar="N", help="texts a file (default: 4096)")  # fmt: skip
     _add_json(parser)
     parser.set_defaults(module="encode", weight=None)

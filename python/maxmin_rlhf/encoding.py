@@ -55,7 +55,7 @@ def encode(
     trunk_dtype: str = "float32",
     device: str | torch.device | None = None,
     chat_template: str | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     shard_rows: int = 4096,
     allow_download: bool = False,
     progress: Callable[[EncodeProgress], None] | None = None,
@@ -78,7 +78,8 @@ def encode(
         dtype: of the stored features; trunk_dtype: the trunk's; "float32", "bfloat16" or "float16".
         device: of the trunk; None: "cuda" if there is one, else "cpu".
         chat_template: Jinja, instead of the tokenizer's own.
-        batch_tokens: padded tokens computed together, at least one text.
+        batch_tokens: padded tokens computed together, at least one text. None: 2,048 on a CPU, where larger batches leave
+            its caches, else 16,384.
         shard_rows: texts a shard: at most this much work is lost when a run is killed.
         allow_download: the model may be fetched from the hub; otherwise nothing touches the network.
         progress: told after every batch.
@@ -98,7 +99,7 @@ def encode(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     for name, value in (("batch_tokens", batch_tokens), ("shard_rows", shard_rows)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if isinstance(texts, str):
         raise TypeError("texts: expected a list of texts, got one string")
@@ -113,6 +114,8 @@ def encode(
             model, pooling=pooling, normalize=normalize, max_length=max_length, trunk_dtype=trunk_dtype,
             device=device, chat_template=chat_template, allow_download=allow_download,
         )  # fmt: skip
+    if batch_tokens is None:
+        batch_tokens = 2048 if trunk.model.device.type == "cpu" else 16384
     keys, places = list(first_of), list(first_of.values())
     with StoreWriter(store, trunk.identity, trunk.n_features, dtype) as writer:
         plan, begin = _plan_of(FeatureStore(store), keys, places, texts, trunk, batch_tokens, shard_rows)  # fmt: skip
