@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maxmin_rlhf.data import PreferenceData
+    from maxmin_rlhf.data import FeatureStore, PreferenceData, TextPreferences
+    from maxmin_rlhf.encoding import encode
     from maxmin_rlhf.mixture import (
         FitWarning,
         PreferenceMixture,
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from maxmin_rlhf.welfare import evaluate_maxmin, solve_maxmin
 
 __all__ = [
+    "FeatureStore",
     "FitWarning",
     "PreferenceData",
     "PreferenceMixture",
     "Selection",
+    "TextPreferences",
     "calibrate",
+    "encode",
     "evaluate_maxmin",
     "fit_sweep",
     "select_groups",
@@ -33,11 +37,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "FeatureStore": "maxmin_rlhf.data",
     "FitWarning": "maxmin_rlhf.mixture",
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
     "Selection": "maxmin_rlhf.mixture",
+    "TextPreferences": "maxmin_rlhf.data",
     "calibrate": "maxmin_rlhf.reward",
+    "encode": "maxmin_rlhf.encoding",
     "evaluate_maxmin": "maxmin_rlhf.welfare",
     "fit_sweep": "maxmin_rlhf.mixture",
     "select_groups": "maxmin_rlhf.mixture",

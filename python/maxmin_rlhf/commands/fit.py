@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         fact["file"] = args.output.replace("{groups}", str(mixture.n_groups))
         mixture.save(fact["file"])
         _input.keep_ids(fact["file"], data, args)
+        _input.keep_encoder(fact["file"], args)
         _output.keep_json(_input.selection_path(fact["file"]), {k: facts[k] for k in ("best", "reason", "split", "results")} if "results" in facts else None)  # fmt: skip
     if args.json:
         _output.print_json(facts)

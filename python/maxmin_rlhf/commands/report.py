@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maxmin_rlhf.commands import _input, _output
+from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.mixture import PreferenceMixture
 from maxmin_rlhf.report import card, card_page
 from maxmin_rlhf.report.card import Menu
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     facts = card.describe(
         mixture,
         data,
-        menu=_menu(args),
+        menu=_menu(args, data),
         selection=_selection(args),
         kl=args.kl,
         n_refits=args.refits,
@@ -45,8 +46,19 @@ def run(args: argparse.Namespace) -> None:
         print(sentence)
 
 
-def _menu(args: argparse.Namespace) -> Menu | None:
+def _menu(args: argparse.Namespace, data: PreferenceData) -> Menu | None:
     """The items that were judged, with their words, if preferences are about items."""
+    if args.store is not None:
+        if args.texts is not None:
+            raise ValueError("--texts: expected no such thing with --store, the preferences have the texts")  # fmt: skip
+        words = _input.text_preferences(args)
+        assert data.item_ids is not None  # the same texts in the same order
+        return Menu(
+            data.features.double().numpy(),
+            data.item_ids,
+            np.array([*words.prompts, None], dtype=object)[:-1],
+            np.array([*words.responses, None], dtype=object)[:-1],
+        )
     if args.items is None and _input.kept_ids(args.mixture) is None:
         if args.texts is not None:
             raise ValueError("--texts: expected preferences about items with ids (--chosen, --rejected), got rows of differences")  # fmt: skip

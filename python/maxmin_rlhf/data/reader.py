@@ -125,13 +125,18 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
 class _Table:
     """Columns of a file, checked: there, and without missing values."""
 
-    def __init__(self, path: str | os.PathLike[str], roles: dict[str, Any]) -> None:
-        """``roles``: the columns wanted of each argument; none at all: every column is read."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        roles: dict[str, Any],
+        optional: Sequence[str] = (),
+    ) -> None:
+        """``roles``: the columns wanted of each argument; none at all: every column is read. ``optional``: if there."""
         self.path = os.fspath(path)
         wanted = [(role, name) for role, names in roles.items() for name in _names(names)]
         if os.path.getsize(self.path) == 0:
             raise ValueError(f"{self.path}: empty file")
-        self._table = _load(self.path, list(dict.fromkeys(name for _, name in wanted)))
+        self._table = _load(self.path, list(dict.fromkeys(name for _, name in wanted)), optional)
         if not self.columns:
             raise ValueError(f"{self.path}: empty file: no columns")
         for role, name in wanted:
@@ -166,6 +171,18 @@ class _Table:
             distinct = np.array(encoded.dictionary.to_pylist(), dtype=object)
             return np.asarray(distinct[encoded.indices.to_numpy(zero_copy_only=False)])
         return np.asarray(values.to_numpy(zero_copy_only=False))
+
+    def texts(self, column: str) -> list[Any]:
+        """N strings, or whatever else there is. Messages lose fields without a value: a table gives each the same fields."""
+        return [
+            [
+                {k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m
+                for m in value
+            ]
+            if isinstance(value, list)
+            else value
+            for value in self._column(column).to_pylist()
+        ]
 
     def numbers(self, columns: Sequence[str]) -> NDArray[Any]:
         """(N, D) of several numeric columns or of one column of lists."""
@@ -230,7 +247,7 @@ def _is_string(kind: pa.DataType) -> bool:
     )
 
 
-def _load(path: str, columns: list[str]) -> pa.Table:
+def _load(path: str, columns: list[str], optional: Sequence[str] = ()) -> pa.Table:
     try:
         import pyarrow as pa
         import pyarrow.csv
@@ -246,7 +263,8 @@ def _load(path: str, columns: list[str]) -> pa.Table:
             with pa.parquet.ParquetFile(path) as file:
                 schema = file.schema_arrow
                 if set(columns) <= set(schema.names):
-                    return file.read(columns=columns or None)
+                    there = [name for name in optional if name in schema.names]
+                    return file.read(columns=[*columns, *there] or None)
                 return schema.empty_table()  # enough to say what is missing
         if name.endswith((".jsonl", ".ndjson")):
             # A row may hold a long text or many numbers: it must fit a block.

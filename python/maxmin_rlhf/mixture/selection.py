@@ -43,6 +43,8 @@ from maxmin_rlhf.mixture.solver import climb, start
 Array = NDArray[np.float64]
 L2_GRID = tuple(float(x) for x in np.logspace(-2, 2, 9))
 _MIDDLE = 1.0  # the ridge whose optima the others of the grid are reached from
+# With fewer judgments moved the swap control is much the panel itself, groups and all, and would veto them.
+_ENOUGH_SWAPPED = 0.25
 _RESAMPLES = 2000
 _INTERVAL = (2.5, 97.5)  # percentiles
 _MAX_ITER = 500
@@ -92,7 +94,7 @@ def select_groups(
     ``best_`` is the smallest K whose held-out score is not significantly below the best one's; and if that is more
     than 1, only when its gain over K = 1 has an interval above 0 and above the gain that the controls show. Controls:
     choices redrawn from the fitted K = 1 model on the same comparisons; where items have ids, also each judgment
-    swapped with another annotator's on the same items.
+    swapped with another annotator's on the same items, if a quarter of them or more found one.
 
     Args:
         data: the preferences.
@@ -167,7 +169,9 @@ def select_groups(
     controls = {"redrawn": redraw_choices(data, mixtures[0].heads_[0], folds.rng("redrawn"))}
     swapped_share = math.nan
     if data.has_items:
-        controls["swapped"], swapped_share = swap_judgments(data, folds.rng("swapped"))
+        swapped, swapped_share = swap_judgments(data, folds.rng("swapped"))
+        if swapped_share >= _ENOUGH_SWAPPED:
+            controls["swapped"] = swapped
     control_gains = {}
     for name, control in controls.items():
         control_totals, control_weight = folds.scores(control, name, chosen)
