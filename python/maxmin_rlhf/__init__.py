@@ -18,10 +18,11 @@ if TYPE_CHECKING:
         select_groups,
     )
     from maxmin_rlhf.reward import calibrate
-    from maxmin_rlhf.welfare import evaluate_maxmin, solve_maxmin
+    from maxmin_rlhf.welfare import MaxMinWeights, evaluate_maxmin, solve_maxmin
 
 __all__ = [
     "FitWarning",
+    "MaxMinWeights",
     "PreferenceData",
     "PreferenceMixture",
     "Selection",
@@ -34,6 +35,7 @@ __all__ = [
 
 _HOME = {
     "FitWarning": "maxmin_rlhf.mixture",
+    "MaxMinWeights": "maxmin_rlhf.welfare",
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
     "Selection": "maxmin_rlhf.mixture",

@@ -1,5 +1,6 @@
 """Choices that are fair to all groups."""
 
 from maxmin_rlhf.welfare.dual import Solution, evaluate_maxmin, solve_maxmin
+from maxmin_rlhf.welfare.weights import MaxMinWeights
 
-__all__ = ["Solution", "evaluate_maxmin", "solve_maxmin"]
+__all__ = ["MaxMinWeights", "Solution", "evaluate_maxmin", "solve_maxmin"]
