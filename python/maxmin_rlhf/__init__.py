@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         fit_sweep,
         select_groups,
     )
-    from maxmin_rlhf.reward import calibrate
+    from maxmin_rlhf.reward import RewardBank, calibrate, reward_model, save_reward_model
     from maxmin_rlhf.welfare import MaxMinWeights, evaluate_maxmin, solve_maxmin
 
 __all__ = [
@@ -25,10 +25,13 @@ __all__ = [
     "MaxMinWeights",
     "PreferenceData",
     "PreferenceMixture",
+    "RewardBank",
     "Selection",
     "calibrate",
     "evaluate_maxmin",
     "fit_sweep",
+    "reward_model",
+    "save_reward_model",
     "select_groups",
     "solve_maxmin",
 ]
@@ -38,10 +41,13 @@ _HOME = {
     "MaxMinWeights": "maxmin_rlhf.welfare",
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
+    "RewardBank": "maxmin_rlhf.reward",
     "Selection": "maxmin_rlhf.mixture",
     "calibrate": "maxmin_rlhf.reward",
     "evaluate_maxmin": "maxmin_rlhf.welfare",
     "fit_sweep": "maxmin_rlhf.mixture",
+    "reward_model": "maxmin_rlhf.reward",
+    "save_reward_model": "maxmin_rlhf.reward",
     "select_groups": "maxmin_rlhf.mixture",
     "solve_maxmin": "maxmin_rlhf.welfare",
 }
