@@ -235,6 +235,15 @@ def distinct(texts: Sequence[list[str]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
+def maxmin_weights() -> MaxMinWeights:
+    """Those of the study: small steps of exponentiated gradient, which end at (13) itself and not at a softer problem."""
+    return MaxMinWeights(len(GROUPS), "exponentiated_gradient", lr=0.1)
+
+
+def fixed(weights: Sequence[float]) -> MaxMinWeights:
+    return MaxMinWeights(len(GROUPS), "fixed", initial=weights)
+
+
 def prepare(source: str | Path, folder: str | Path, samples: int = 512) -> Reference:
     """The reference from the two files in ``source``, converted into ``folder``."""
     if not Path(folder, "config.json").exists():
@@ -250,9 +259,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reference = prepare(options.model, folder)
         for name, weights in (
-            ("maxmin", MaxMinWeights(3, "exponentiated_gradient", lr=0.1)),
-            ("population", MaxMinWeights(3, "fixed", initial=SHARES)),
-            ("equal", MaxMinWeights(3, "fixed", initial=(1, 1, 1))),
+            ("maxmin", maxmin_weights()),
+            ("population", fixed(SHARES)),
+            ("equal", fixed((1, 1, 1))),
         ):
             began = time.perf_counter()
             model, _ = train(reference, weights, options.seed)

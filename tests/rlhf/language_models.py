@@ -32,6 +32,7 @@ def tokenizer(pad: str = "<pad>") -> Any:
         eos_token="</s>",
         pad_token=pad,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
