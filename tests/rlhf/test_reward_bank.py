@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import maxmin_kernels as mk
 from maxmin_rlhf import (
     PreferenceData,
     PreferenceMixture,
@@ -267,20 +266,20 @@ def test_no_export_of_what_would_score_otherwise(
         bank(kind, **options).export_groups(tmp_path)
 
 
-def test_pooling_is_that_of_encode() -> None:
-    """Where features were made by ``encode``, scores are heads times those features."""
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_scores_are_those_of_encoded_features(
+    pooling: str, normalize: bool, tmp_path: Path
+) -> None:
+    """Where heads were fitted to features of ``encode``, the bank reads the same features from the same texts."""
     encoder = pytest.importorskip("maxmin_rlhf.trunk")
-    hidden = torch.randn(3, 5, 16)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
-
-    class Hidden(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-            return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=hidden)
-
-    from maxmin_rlhf.reward.scoring import rewards
-
-    weight = torch.from_numpy(heads()).float()
-    for pooling in ("last", "mean", "cls"):
-        found = rewards(Hidden(), mask, mask, weight, None, pooling=pooling, normalize=False)
-        expected = mk.reward_heads(encoder.pool(hidden, mask, pooling), weight)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    model, words = trunk(), tokenizer()
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    options: dict[str, Any] = {"pooling": pooling, "normalize": normalize, "max_length": 8}
+    made = encoder.Trunk.load(tmp_path, device="cpu", **options)
+    prompts = ["a big dog and a cat", *PROMPTS[1:]]  # the first text is too long
+    pairs = list(zip(prompts, TEXTS, strict=True))
+    features = made(made.tokens(pairs, range(len(pairs))))
+    found = RewardBank(reward_model(heads(), model, **options), words)(prompts, TEXTS)
+    np.testing.assert_allclose(found, features.numpy() @ heads().T, atol=2e-5)

@@ -337,6 +337,8 @@ def test_clear_errors(model: str, tmp_path: Path) -> None:
         trainer("GRPO", model, tmp_path, reward_weights=[0.5, 0.5])
     with pytest.raises(ValueError, match=r"args\.normalize_advantages: expected none"):
         trainer("RLOO", model, tmp_path, normalize_advantages=True)
+    with pytest.raises(ValueError, match=r"args\.beta: expected a number >= 0, got -0\.1"):
+        trainer("RLOO", model, tmp_path, beta=-0.1)
 
 
 def test_a_model_of_several_labels_is_refused(model: str, tmp_path: Path) -> None:

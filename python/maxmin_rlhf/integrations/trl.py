@@ -98,12 +98,12 @@ class MaxMinMixin(_Trainer):
         weights: MaxMinWeights | None = None,
         **kwargs: Any,
     ) -> None:
-        functions = _functions(reward_funcs)
-        if weights is not None and weights.n_groups != len(functions):
+        super().__init__(model, _functions(reward_funcs), *args, **kwargs)
+        n_groups = len(self.reward_funcs)
+        if weights is not None and weights.n_groups != n_groups:
             raise ValueError(
-                f"weights: expected {len(functions)} groups, one for each reward function, got {weights.n_groups}"
+                f"weights: expected {n_groups} groups, one for each reward function, got {weights.n_groups}"
             )
-        super().__init__(model, functions, *args, **kwargs)
         names: Counter[str] = Counter(self.reward_func_names)
         name, times = names.most_common(1)[0]
         if times > 1:
@@ -116,7 +116,9 @@ class MaxMinMixin(_Trainer):
                 raise ValueError(
                     f"args.{option}: expected none, since MaxMin's weights are of unclipped, unscaled rewards; got {given}"
                 )
-        self.maxmin_weights = MaxMinWeights(len(functions)) if weights is None else weights
+        if self.args.beta < 0:
+            raise ValueError(f"args.beta: expected a number >= 0, got {self.args.beta}")
+        self.maxmin_weights = MaxMinWeights(n_groups) if weights is None else weights
         self.reward_weights = self.maxmin_weights.weights.float()
         self.add_callback(MaxMinCallback(self.maxmin_weights))
         self._group_rewards: Tensor | None = None
