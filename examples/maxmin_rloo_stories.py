@@ -1,6 +1,7 @@
 """A language policy for three groups, two alike and one opposed: MaxMin against the population's weights and equal ones.
 
-    python -m examples.maxmin_rloo_stories --model FOLDER        # with stories260K.bin and tok512.bin; 3 to 4 minutes on a CPU
+    python -m examples.maxmin_rloo_stories --model FOLDER        # with stories260K.bin and tok512.bin: minutes on a CPU
+    python -m examples.maxmin_rloo_stories --model FOLDER --lr 2e-5          # or with any causal model of transformers
 
 Two groups of 40 % each like lively stories without full stops, one of 20 % likes stories of girls and mothers with many. TRL's
 RLOO trains stories260K for each way of weighting them. How good the result is for the worst-off group is held against the best
@@ -245,7 +246,9 @@ def fixed(weights: Sequence[float]) -> MaxMinWeights:
 
 
 def prepare(source: str | Path, folder: str | Path, samples: int = 512) -> Reference:
-    """The reference from the two files in ``source``, converted into ``folder``."""
+    """The reference from ``source``: stories260K's two files, converted into ``folder``, or any model of transformers."""
+    if Path(source, "config.json").exists():
+        return Reference(source, samples)
     if not Path(folder, "config.json").exists():
         convert(source, folder)
     return Reference(folder, samples)
@@ -253,8 +256,11 @@ def prepare(source: str | Path, folder: str | Path, samples: int = 512) -> Refer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of stories260K.bin and tok512.bin")
+    parser.add_argument("--model", required=True, help="a folder, see above")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--generations", type=int, default=16, help="stories a prompt and step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         reference = prepare(options.model, folder)
@@ -264,7 +270,14 @@ def main() -> None:
             ("equal", fixed((1, 1, 1))),
         ):
             began = time.perf_counter()
-            model, _ = train(reference, weights, options.seed)
+            model, _ = train(
+                reference,
+                weights,
+                options.seed,
+                steps=options.steps,
+                lr=options.lr,
+                generations=options.generations,
+            )
             found = evaluate(reference, model)
             gains = ", ".join(f"{n} {g:+.2f}" for n, g in zip(GROUPS, found["gains"], strict=True))
             print(

@@ -120,6 +120,8 @@ class MaxMinMixin(_Trainer):
             raise ValueError(f"args.beta: expected a number >= 0, got {self.args.beta}")
         self.maxmin_weights = MaxMinWeights(n_groups) if weights is None else weights
         self.reward_weights = self.maxmin_weights.weights.float()
+        if hasattr(reward_funcs, "reward_functions"):
+            reward_funcs.to(self.accelerator.device)
         self.add_callback(MaxMinCallback(self.maxmin_weights))
         self._group_rewards: Tensor | None = None
         self._tie_told = False

@@ -71,6 +71,11 @@ class RewardBank:
             bank.zeros = json.loads(path.read_text("utf-8"))
         return bank
 
+    def to(self, device: str | torch.device) -> RewardBank:
+        """Move the model; a trainer of :mod:`maxmin_rlhf.integrations.trl` does so by itself."""
+        self.model.to(device)
+        return self
+
     # ---- rewards
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> Tensor:
