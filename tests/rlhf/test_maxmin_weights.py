@@ -150,6 +150,8 @@ def test_bad_rewards_leave_the_state_alone() -> None:
         weights.update([[1.0, -99.0]])
     with pytest.raises(ValueError, match=r"rewards: expected finite numbers, got inf for group 1"):
         weights.update([[1.0, math.inf]])
+    with pytest.raises(ValueError, match=r"rewards: expected finite numbers, got inf for group 0"):
+        weights.update([[math.inf, 1.0], [-math.inf, 1.0]])
     with pytest.raises(ValueError, match=r"rewards: expected shape \(B, 2\), got \(1, 3\)"):
         weights.update([[1.0, 2.0, 3.0]])
     assert json.dumps(weights.state_dict()) == before

@@ -222,8 +222,10 @@ def _tied(grouped: Tensor) -> Tensor:
     return (high - low <= 1e-8).all(-1)
 
 
-def _functions(reward_funcs: Any) -> list[Callable[..., Any]]:
-    """One callable a group."""
+def _functions(reward_funcs: Any) -> list[Callable[..., Any]] | None:
+    """One callable a group; None where TRL is to take them from elsewhere."""
+    if reward_funcs is None:
+        return None
     if hasattr(reward_funcs, "reward_functions"):
         return list(reward_funcs.reward_functions)
     functions = list(reward_funcs) if isinstance(reward_funcs, Sequence) else [reward_funcs]

@@ -133,8 +133,8 @@ class MaxMinWeights:
             dist.all_reduce(both, group=process_group)
             sums, counts = both
         sums, counts = sums.cpu(), counts.cpu()
-        if bool(sums.isinf().any()):
-            group = int(sums.isinf().nonzero()[0])
+        if not bool(sums.isfinite().all()):
+            group = int((~sums.isfinite()).nonzero()[0])
             raise ValueError(f"rewards: expected finite numbers, got inf for group {group}")
         here = counts > 0
         batch = torch.where(here, sums / counts.clamp_min(1), self.utilities)
