@@ -94,8 +94,8 @@ def main() -> None:
     path = RESULTS / f"{NAME}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     wanted = [(name, seed) for seed in range(options.seeds) for name in list(METHODS)[:3]]
-    wanted += [("softmin", seed) for seed in range(options.seeds)]
     wanted += [(f"fixed {b}", 0) for b in FRONT]
+    wanted += [("softmin", seed) for seed in range(options.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         reference = prepare(options.model, folder)
         best = solve_maxmin(reference.rewards, BETA, calibrate=None)
