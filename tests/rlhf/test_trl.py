@@ -16,8 +16,14 @@ import pytest
 import torch
 
 import maxmin_kernels as mk
-from maxmin_rlhf import MaxMinWeights
-from tests.rlhf.language_models import PROMPTS, save_language_model, two_groups, words_of
+from maxmin_rlhf import MaxMinWeights, RewardBank, reward_model
+from tests.rlhf.language_models import (
+    PROMPTS,
+    save_language_model,
+    tokenizer,
+    two_groups,
+    words_of,
+)
 
 pytest.importorskip("trl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -350,6 +356,19 @@ def test_a_model_of_several_labels_is_refused(model: str, tmp_path: Path) -> Non
     heads.save_pretrained(tmp_path / "heads")
     with pytest.raises(ValueError, match="expected models with one label, got one with 3"):
         trainer("RLOO", model, tmp_path, str(tmp_path / "heads"))
+
+
+def test_a_bank_of_other_groups(model: str, tmp_path: Path) -> None:
+    bank = RewardBank(reward_model(np.eye(3, 16), model), tokenizer())
+    with pytest.raises(ValueError, match="weights: expected 3 groups, one for each .*, got 2"):
+        trainer("RLOO", model, tmp_path, bank, MaxMinWeights(2))
+    made = trainer("RLOO", model, tmp_path, bank)
+    assert made.reward_func_names == ["group_0", "group_1", "group_2"]
+    with torch.no_grad():
+        bank.head.weight[2] = math.nan
+    with pytest.raises(ValueError, match="expected finite numbers, got nan from 'group_2'"):
+        made.train()
+    assert made.maxmin_weights.steps == 0
 
 
 def infinite(completions: list[str], **_: Any) -> list[float]:
