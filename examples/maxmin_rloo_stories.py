@@ -1,7 +1,7 @@
 """A language policy for three groups, two alike and one opposed: MaxMin against the population's weights and equal ones.
 
-    python -m examples.maxmin_rloo_stories --model FOLDER        # with stories260K.bin and tok512.bin: minutes on a CPU
-    python -m examples.maxmin_rloo_stories --model FOLDER --lr 2e-5          # or with any causal model of transformers
+    OMP_NUM_THREADS=1 python -m examples.maxmin_rloo_stories --model FOLDER      # stories260K.bin and tok512.bin: minutes
+    python -m examples.maxmin_rloo_stories --model FOLDER --lr 2e-5              # or any causal model of transformers
 
 Two groups of 40 % each like lively stories without full stops, one of 20 % likes stories of girls and mothers with many. TRL's
 RLOO trains stories260K for each way of weighting them. How good the result is for the worst-off group is held against the best

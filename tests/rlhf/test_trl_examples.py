@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from maxmin_rlhf import reward_model, save_reward_model
 from tests.rlhf.language_models import PROMPTS, save_language_model, tokenizer
@@ -53,7 +55,17 @@ def test_use_it_in_your_trainer(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several of them only wait for each other with a model this small: minutes become a quarter of an hour."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_language_policy_for_the_worst_off(data_dir: Path, tmp_path: Path) -> None:
     """One seed of the study: at least 70 % of what any policy of the same KL can give the worst-off group."""
