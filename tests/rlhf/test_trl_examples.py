@@ -57,7 +57,7 @@ def test_use_it_in_your_trainer(tmp_path: Path) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Several of them only wait for each other with a model this small: minutes become a quarter of an hour."""
+    """Several of them only wait for each other with a model this small, many times as long where cores are shared."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
