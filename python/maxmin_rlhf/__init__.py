@@ -18,20 +18,24 @@ if TYPE_CHECKING:
         fit_sweep,
         select_groups,
     )
-    from maxmin_rlhf.reward import calibrate
-    from maxmin_rlhf.welfare import evaluate_maxmin, solve_maxmin
+    from maxmin_rlhf.reward import RewardBank, calibrate, reward_model, save_reward_model
+    from maxmin_rlhf.welfare import MaxMinWeights, evaluate_maxmin, solve_maxmin
 
 __all__ = [
     "FeatureStore",
     "FitWarning",
+    "MaxMinWeights",
     "PreferenceData",
     "PreferenceMixture",
+    "RewardBank",
     "Selection",
     "TextPreferences",
     "calibrate",
     "encode",
     "evaluate_maxmin",
     "fit_sweep",
+    "reward_model",
+    "save_reward_model",
     "select_groups",
     "solve_maxmin",
 ]
@@ -39,14 +43,18 @@ __all__ = [
 _HOME = {
     "FeatureStore": "maxmin_rlhf.data",
     "FitWarning": "maxmin_rlhf.mixture",
+    "MaxMinWeights": "maxmin_rlhf.welfare",
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
+    "RewardBank": "maxmin_rlhf.reward",
     "Selection": "maxmin_rlhf.mixture",
     "TextPreferences": "maxmin_rlhf.data",
     "calibrate": "maxmin_rlhf.reward",
     "encode": "maxmin_rlhf.encoding",
     "evaluate_maxmin": "maxmin_rlhf.welfare",
     "fit_sweep": "maxmin_rlhf.mixture",
+    "reward_model": "maxmin_rlhf.reward",
+    "save_reward_model": "maxmin_rlhf.reward",
     "select_groups": "maxmin_rlhf.mixture",
     "solve_maxmin": "maxmin_rlhf.welfare",
 }

@@ -2,5 +2,6 @@
 
 from maxmin_rlhf.welfare.dual import evaluate_maxmin, solve_maxmin
 from maxmin_rlhf.welfare.solution import Solution
+from maxmin_rlhf.welfare.weights import MaxMinWeights
 
-__all__ = ["Solution", "evaluate_maxmin", "solve_maxmin"]
+__all__ = ["MaxMinWeights", "Solution", "evaluate_maxmin", "solve_maxmin"]
