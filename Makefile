@@ -7,7 +7,7 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-interp codegen bench gpu lint fmt clean
+.PHONY: help dev build demo test test-interp codegen bench docs gpu lint fmt clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -52,6 +52,9 @@ bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the ta
 	set -e; for f in $(filter-out bench_gpu%,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/report.py
+
+docs: $(VENV)/.native  ## the guide and the API reference as a site: out/site/index.html
+	$(BIN)/mkdocs build -q --strict -d out/site
 
 gpu:  ## on a machine with a GPU: every kernel tried there, then timed (benchmarks/gpu.sh says more)
 	bash benchmarks/gpu.sh

@@ -26,6 +26,7 @@ PAGES = (
     "docs/welfare.md",
     "docs/gpu.md",
     "docs/language.md",
+    "docs/training.md",
 )
 MISSING = "*(not measured yet)*"
 
@@ -309,6 +310,41 @@ def hh() -> str:
     )
 
 
+def rloo() -> str:
+    """A language policy trained for three groups."""
+    found = study("rloo_stories")
+    if not found:
+        return MISSING
+    names = {
+        "maxmin": "MaxMin, exponentiated gradient",
+        "softmin": "softmin of a running mean",
+        "equal": "equal weights",
+        "population": "the population's weights",
+    }
+    rows = []
+    for name, words in names.items():
+        s = found["summary"][name]
+        efficiency = ", ".join(f"{e:.2f}" for e in s["efficiency"])
+        rows.append(
+            [
+                words,
+                f"{s['worst']:.2f}",
+                efficiency,
+                f"{s['average']:.2f}",
+                f"{s['kappa']:.2f}",
+                f"{s['perplexity']:.2f}",
+            ]
+        )
+    ahead, best = found["summary"]["ahead_of"], found["best"]
+    head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity"]  # fmt: skip
+    return table(head, rows) + (
+        f"\n\nMeans over {found['summary']['maxmin']['seeds']} seeds. The best policy gives every group "
+        f"{min(best['gains']):.2f}, with weights {', '.join(f'{w:.2f}' for w in best['weights'])}. MaxMin is ahead of equal "
+        f"weights by {', '.join(f'{x:.2f}' for x in ahead['equal'])} and of the population's by "
+        f"{', '.join(f'{x:.2f}' for x in ahead['population'])}; the average pays {found['summary']['price']:.2f} for it."
+    )
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -362,6 +398,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "rloo": rloo,
     "language": language,
     "hh": hh,
     "jester_policy": jester_policy,
