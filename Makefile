@@ -33,8 +33,9 @@ dev: $(VENV)/.native  ## the environment, with the package installed editable an
 build: $(VENV)/.native  ## sdist and wheel in dist/
 	$(BIN)/python -m build --no-isolation
 
-demo: $(VENV)/.native  ## who the households of a real panel are, and what a fair offer is: out/demo/report.md
+demo: $(VENV)/.native  ## real households, then a language model's answers, and what is fair: out/demo/report.md, report.html
 	$(BIN)/maxmin demo --out out/demo
+	$(BIN)/maxmin demo language --seeds 2 --out out/demo
 
 # Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone

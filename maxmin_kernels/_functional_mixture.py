@@ -53,7 +53,7 @@ def mixture_log_likelihood(
     """Log-evidence of each annotator under mixtures of heads, and its log responsibilities: (3)-(6).
 
     Args:
-        margins: ``(N, H)``, as from :func:`preference_margins`; float64, float32, bfloat16 or float16, any strides.
+        margins: ``(N, H)``, as from `preference_margins`; float64, float32, bfloat16 or float16, any strides.
         indptr: ``(A + 1)`` int64, comparisons of each annotator. One without comparisons has the prior alone.
         log_weights: ``(H,)`` log mixing weights; -inf is an empty group.
         choice_indptr: ``(C + 1)`` int64, rows of each comparison; None: every row is a pair.
@@ -160,7 +160,7 @@ def weighted_gram(
         features: ``(N, D)`` differences, or ``(M, D)`` items with ``chosen`` and ``rejected``; float64, float32,
             bfloat16 or float16, any strides.
         resp: ``(A, H)`` responsibilities gamma (not their logarithms).
-        share: ``(N, H)`` the s of (3'), from :func:`choice_shares` without label noise.
+        share: ``(N, H)`` the s of (3'), from `choice_shares` without label noise.
         indptr: ``(A + 1)`` int64, comparisons of each annotator.
         chosen, rejected: ``(N,)`` int64 rows of the item table.
         choice_indptr: ``(C + 1)`` int64, rows of each comparison; None: every row is a pair.

@@ -226,7 +226,7 @@ def maxmin_reduce(
     rank_weights: Tensor | None = None,
     validate: bool = False,
 ) -> MaxMinReduction:
-    """Welfare of a batch: each group's mean reward, then :func:`welfare` of the means.
+    """Welfare of a batch: each group's mean reward, then `welfare` of the means.
 
     The mean of what is there comes first and the minimum after it, as in (12); the minimum of each sample's rewards is
     another objective. A reward is there if it is not NaN and ``mask`` does not hide it. A group without any keeps its
@@ -235,10 +235,10 @@ def maxmin_reduce(
     Args:
         rewards: ``(B, K)`` reward of each sample for each group, NaN where there is none; float64, float32, bfloat16
             or float16; any strides.
-        kind: of welfare, with its parameters as in :func:`welfare`.
+        kind: of welfare, with its parameters as in `welfare`.
         mask: ``(B, K)`` bool, True where a reward counts.
         running: ``(K,)`` utilities of groups that are absent from this batch; None: NaN, and so is the welfare.
-        group_weights, tau, alpha, p, radius, floor, rank_weights: as in :func:`welfare`.
+        group_weights, tau, alpha, p, radius, floor, rank_weights: as in `welfare`.
         validate: check the values of the tensors too (infinite rewards). Waits for the device.
 
     Returns:
@@ -286,7 +286,7 @@ def maxmin_advantages(
     Args:
         rewards: ``(P, S, K)`` rewards of S samples at each of P prompts; float64, float32, bfloat16 or float16; any
             strides.
-        weights: ``(K,)`` weights of the groups, for instance from :func:`welfare` or :func:`maxmin_dual`.
+        weights: ``(K,)`` weights of the groups, for instance from `welfare` or `maxmin_dual`.
         scale: what advantages are divided by (plus ``eps``); all spreads have n - 1 in the denominator.
             ``"none"``: nothing, so their size carries over (the weights mean what they say only then).
             ``"group"``: each group's rewards by their spread at the prompt, before weighting.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class DualSolution(NamedTuple):
-    """What :func:`maxmin_dual` yields, all in float64."""
+    """What `maxmin_dual` yields, all in float64."""
 
     weights: Tensor  # (K,): w* of (14)
     value: Tensor  # (): D(w*)

@@ -198,7 +198,7 @@ def maxmin_reduce(
     floor: Tensor | None = None,
     param: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Group means of what is there (running estimates for groups that are not), then :func:`welfare`."""
+    """Group means of what is there (running estimates for groups that are not), then `welfare`."""
     acc = accumulation_dtype(rewards)
     present = _present(rewards, mask)
     count = present.sum(0)

@@ -94,7 +94,7 @@ def em_pass(
         label_noise: the epsilon of (3b), in [0, 1).
         hard: one-hot responsibilities, (7H). The first of equal heads wins.
         temperature: T > 0 of (7T); log_likelihood is then the sum of ``T logsumexp(L / T)``.
-        plan: what depends on the data alone, from :func:`em_plan`; saves time when many passes are made.
+        plan: what depends on the data alone, from `em_plan`; saves time when many passes are made.
         validate: check values too (NaN, indices, pointers).
 
     Returns:
@@ -204,7 +204,7 @@ def reward_heads(
         hidden: ``(B, D)``, or ``(B, T, D)`` with ``token_index``; float64, float32, bfloat16 or float16, any strides.
         weight: ``(H, D)`` in the dtype of ``hidden`` or in float32.
         bias: ``(H,)``, optional; any of these dtypes.
-        token_index: ``(B,)`` int64, the token to read, as from :func:`last_token_index`. -1 gives a row of NaN
+        token_index: ``(B,)`` int64, the token to read, as from `last_token_index`. -1 gives a row of NaN
             and no gradient.
         validate: an index outside [-1, T) is an error (waits for the device); else it counts as -1.
 

@@ -14,7 +14,7 @@ __all__ = ["MaxMinReduce", "MixtureLikelihoodLoss", "RewardHeads"]
 
 
 class RewardHeads(nn.Module):
-    """Several reward heads on one trunk: :func:`~maxmin_kernels.functional.reward_heads` with its parameters.
+    """Several reward heads on one trunk: `reward_heads` with its parameters.
 
     Args:
         hidden_size: D, the width of the hidden states.
@@ -71,7 +71,7 @@ class MixtureLikelihoodLoss(nn.Module):
         n_groups: K, heads of the mixture.
         log_weights: ``(K,)`` fixed log mixing weights. None: they are learned, as the softmax of ``logits``.
         per: ``"comparison"`` divides by the comparisons' total weight, ``"annotator"`` by the number of annotators.
-        label_noise, hard, temperature: as in :func:`~maxmin_kernels.functional.mixture_log_likelihood`.
+        label_noise, hard, temperature: as in `mixture_log_likelihood`.
 
     Attributes:
         logits: ``(K,)`` parameter, zeros at first (equal shares); None if ``log_weights`` are given.
@@ -122,7 +122,7 @@ class MixtureLikelihoodLoss(nn.Module):
         """Margins ``(N, K)`` and ``indptr`` (A + 1), the comparisons of each annotator, to a scalar.
 
         Args:
-            margins: as from :func:`~maxmin_kernels.functional.preference_margins`.
+            margins: as from `preference_margins`.
             indptr: int64; annotators without comparisons add nothing.
             choice_indptr: ``(C + 1)`` int64, rows of each comparison; None: every row is a pair.
             comparison_weight: ``(C,)`` weights >= 0.
@@ -155,7 +155,7 @@ class MixtureLikelihoodLoss(nn.Module):
 class MaxMinReduce(nn.Module):
     """Welfare of a batch of rewards, with running estimates for groups that a batch does not hold.
 
-    :func:`~maxmin_kernels.functional.maxmin_reduce` with its parameters and memory: while training, a group's estimate
+    `maxmin_reduce` with its parameters and memory: while training, a group's estimate
     moves towards its mean in every batch that has it. Estimates are of this process; nothing is exchanged.
 
     Args:
@@ -163,7 +163,7 @@ class MaxMinReduce(nn.Module):
         kind: of welfare.
         momentum: share of the old estimate that stays, in [0, 1). The first batch of a group sets its estimate.
         group_weights, tau, alpha, p, radius, floor, rank_weights: as in
-            :func:`~maxmin_kernels.functional.welfare`.
+            `welfare`.
 
     Attributes:
         running: ``(K,)`` float32 estimates of the utilities; NaN for a group never met.

@@ -14,7 +14,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class EMPlan:
-    """Built once a data set by :func:`em_plan` and given to every :func:`~maxmin_kernels.em_pass`.
+    """Built once a data set by `em_plan` and given to every `em_pass`.
 
     Attributes:
         chosen, rejected: item rows in the narrowest integer type that holds them (indexed form only).

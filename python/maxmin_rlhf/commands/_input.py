@@ -73,7 +73,7 @@ def keep_ids(mixture: str, data: PreferenceData, args: argparse.Namespace) -> No
 
 
 def kept_ids(mixture: str) -> list[Any] | None:
-    """The ids that :func:`keep_ids` wrote, None where the features are others."""
+    """The ids that `keep_ids` wrote, None where the features are others."""
     try:
         with open(_ids_path(mixture), encoding="utf-8") as file:
             ids = json.load(file)

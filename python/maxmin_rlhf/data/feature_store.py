@@ -43,7 +43,7 @@ class FeatureStore:
 
     Attributes:
         path: the folder.
-        encoder: what made the features: names and plain values, as :func:`maxmin_rlhf.encode` wrote them.
+        encoder: what made the features: names and plain values, as `maxmin_rlhf.encode` wrote them.
         n_features: D. dtype: of the features. shards: what the index says of each.
 
     Raises:
@@ -71,7 +71,7 @@ class FeatureStore:
         return f"FeatureStore({self.path}: {len(self)} texts, {self.n_features} features, {name}, {len(self.shards)} shards)"
 
     def find(self, texts: Sequence[Any]) -> Int:
-        """(n,) the row of each text (see :func:`key_of`), -1 where the store does not have it."""
+        """(n,) the row of each text (see `key_of`), -1 where the store does not have it."""
         return self.find_keys([key_of(text) for text in texts])
 
     def find_keys(self, keys: Sequence[bytes]) -> Int:

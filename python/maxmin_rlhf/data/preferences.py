@@ -27,7 +27,7 @@ from maxmin_rlhf.data._arrays import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreferenceData:
-    """Who chose what over what. Make one by :meth:`from_arrays`, :meth:`from_pairs`, :meth:`from_items`, :meth:`read`.
+    """Who chose what over what. Make one by `from_arrays`, `from_pairs`, `from_items`, `read`.
 
     A *comparison* is one choice of one annotator; a *row* is one rejected alternative of it (a pair has one row, a
     best-of-J choice J − 1). Rows are sorted, stably, by annotator in order of first appearance, then by comparison in

@@ -29,7 +29,7 @@ def read_preferences(
     comparison: str | None,
     weight: str | None,
 ) -> PreferenceData:
-    """What :meth:`PreferenceData.read` does."""
+    """What `PreferenceData.read` does."""
     if (features is None) == (chosen is None) or (chosen is None) != (rejected is None):
         raise ValueError("expected the columns of either features, or both chosen and rejected")
     if features is not None and items is not None:

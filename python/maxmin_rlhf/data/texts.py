@@ -20,10 +20,10 @@ FORMS = ("pair", "response")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextPreferences:
-    """Who chose which of two texts. Make one by :meth:`from_columns` or :meth:`read`.
+    """Who chose which of two texts. Make one by `from_columns` or `read`.
 
     Attributes:
-        texts: M distinct ones, as :func:`maxmin_rlhf.encode` takes them, in order of first appearance.
+        texts: M distinct ones, as `maxmin_rlhf.encode` takes them, in order of first appearance.
         prompts, responses: of each text (of its first appearance), as words to show.
         chosen, rejected: ``(N,)`` int64, places in ``texts``.
         annotator: ``(N,)`` ids. weight: ``(N,)`` or None.
@@ -121,7 +121,7 @@ class TextPreferences:
         """From a parquet, jsonl or csv file. Names are of columns.
 
         Args:
-            prompt: None: the column "prompt" if there is one, else implicit (see :meth:`from_columns`).
+            prompt: None: the column "prompt" if there is one, else implicit (see `from_columns`).
         """
         from maxmin_rlhf.data.reader import _Table
 
@@ -145,7 +145,7 @@ class TextPreferences:
         """Indexed form, with the store's features; items are named by 16 hex digits of their text's sha256.
 
         Only the rows that are needed leave the store; those beyond ``max_bytes`` stay on disk, in a mapped file, see
-        :meth:`FeatureStore.gather`. A fit in float32 on the CPU reads them there, in half precision it makes a copy in
+        `FeatureStore.gather`. A fit in float32 on the CPU reads them there, in half precision it makes a copy in
         float32 while it runs, on another device a copy there. The texts themselves are in memory.
 
         Raises:

@@ -31,7 +31,7 @@ def fair_choice(
     Args:
         rewards: ``(M, K)`` of each offer to each group. shares: ``(K,)`` of the groups.
         resampled_rewards, resampled_shares: ``(B, M, K)``, ``(B, K)``, the same in B refits.
-        beta: of :func:`maxmin_rlhf.solve_maxmin`.
+        beta: of `maxmin_rlhf.solve_maxmin`.
 
     Returns:
         ``average_best``, ``worst_off_best`` and ``lottery``, each with the utilities of the groups, the average and the

@@ -31,9 +31,9 @@ def study(
 
     Args:
         panel: the choices.
-        n_groups, n_init, l2, checkpoint: of :func:`maxmin_rlhf.select_groups`.
+        n_groups, n_init, l2, checkpoint: of `maxmin_rlhf.select_groups`.
         n_refits: bootstrap samples of households, for the intervals of all that is said about groups and offers.
-        beta: of :func:`maxmin_rlhf.solve_maxmin`, in calibrated units.
+        beta: of `maxmin_rlhf.solve_maxmin`, in calibrated units.
         seed: of everything random.
         say: is told what is going on.
 

@@ -20,7 +20,7 @@ def write(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The state that :func:`write` put there.
+    """The state that `write` put there.
 
     Raises:
         FileNotFoundError, ValueError: none is there, or it is damaged. Training on from fresh weights would be another run.

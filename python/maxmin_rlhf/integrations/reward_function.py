@@ -28,14 +28,14 @@ class MaxMinReward:
 
     Args:
         reward_funcs: K functions ``(prompts, completions, **columns) -> list of numbers or None``, or a
-            :class:`maxmin_rlhf.RewardBank`; centred at the prompt, since a group that gives None adds 0.
+            `maxmin_rlhf.RewardBank`; centred at the prompt, since a group that gives None adds 0.
         weights: None: ``MaxMinWeights(K)``.
         state_file: a line of JSON is added after each batch, from which a resumed run goes on; None: it starts anew.
         name: under which a trainer logs it.
 
     Note:
         A reward function cannot tell training from evaluation: batches of either move the weights.
-        :class:`maxmin_rlhf.integrations.trl.MaxMinMixin` can, and centres by itself.
+        `maxmin_rlhf.integrations.trl.MaxMinMixin` can, and centres by itself.
 
     Raises:
         ValueError: another number of weights than of functions; a function that gives another number of rewards.

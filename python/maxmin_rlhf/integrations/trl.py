@@ -65,19 +65,19 @@ class MaxMinMixin(_Trainer):
     """What MaxMin changes in a trainer of TRL's that has ``reward_funcs`` and ``reward_weights``.
 
     Each reward function is a group. After generation the weights take in the rewards of all processes, which are the
-    same on each, so the weights are too. Advantages are :func:`maxmin_kernels.maxmin_advantages`: a group's rewards are
+    same on each, so the weights are too. Advantages are `maxmin_kernels.maxmin_advantages`: a group's rewards are
     centred at the prompt before they are weighted, and a reward that is missing (None) says nothing about its sample.
 
     Args:
         model: as TRL's.
-        reward_funcs: K reward functions, or a :class:`maxmin_rlhf.RewardBank`; calibrated, since a minimum over them is
+        reward_funcs: K reward functions, or a `maxmin_rlhf.RewardBank`; calibrated, since a minimum over them is
             taken.
         weights: None: ``MaxMinWeights(K)``.
         args, train_dataset, ...: as TRL's. ``reward_weights`` has to be None. GRPO's ``scale_rewards`` and
             ``multi_objective_aggregation="normalize_then_sum"`` (each group by its spread) are heeded.
 
     Attributes:
-        maxmin_weights: the :class:`MaxMinWeights`; kept in each checkpoint, and back from it with
+        maxmin_weights: the `MaxMinWeights`; kept in each checkpoint, and back from it with
             ``train(resume_from_checkpoint=...)``.
 
     Raises:
@@ -258,7 +258,7 @@ def __getattr__(name: str) -> Any:
     import trl
 
     base = getattr(trl, name.removeprefix("MaxMin"))
-    doc = f"``trl.{base.__name__}`` with weights of the groups that adapt: :class:`MaxMinMixin`."
+    doc = f"``trl.{base.__name__}`` with weights of the groups that adapt: `MaxMinMixin`."
     trainer = type(name, (MaxMinMixin, base), {"__doc__": doc, "__module__": __name__})
     globals()[name] = trainer
     return trainer

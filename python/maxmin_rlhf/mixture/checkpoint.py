@@ -39,7 +39,7 @@ def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], f
 
 
 def read(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and facts of a file that :func:`write` made.
+    """The tensors and facts of a file that `write` made.
 
     Raises:
         FileNotFoundError: there is none.

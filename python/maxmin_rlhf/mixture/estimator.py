@@ -296,7 +296,7 @@ class PreferenceMixture:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PreferenceMixture:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             FileNotFoundError, ValueError: no file; a truncated or foreign one, or another version's.
@@ -333,7 +333,7 @@ def fit_sweep(
 
     Args:
         n_groups: the numbers of groups.
-        (others): as of :class:`PreferenceMixture`.
+        (others): as of `PreferenceMixture`.
 
     Returns:
         ``{K: PreferenceMixture}``, fitted.

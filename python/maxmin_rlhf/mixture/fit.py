@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass
 class Fit:
-    """Problems on one data set. :meth:`run` finds the best mixture of each."""
+    """Problems on one data set. `run` finds the best mixture of each."""
 
     objective: Objective
     problems: Sequence[Problem]

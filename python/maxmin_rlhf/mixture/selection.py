@@ -52,7 +52,7 @@ _MAX_ITER = 500
 
 @dataclass(frozen=True)
 class Selection:
-    """What :func:`select_groups` found.
+    """What `select_groups` found.
 
     Attributes:
         best_: the number of groups.
@@ -104,7 +104,7 @@ def select_groups(
         split: "item", "comparison", or "auto": by item when items have ids (a split by comparison leaks through
             transitivity).
         n_folds: folds of annotators; at most as many as there are annotators.
-        backend, device, dtype, random_state, verbose: as of :class:`PreferenceMixture`.
+        backend, device, dtype, random_state, verbose: as of `PreferenceMixture`.
         checkpoint: a file to keep the finished folds in and go on from; removed at the end.
 
     Raises:
@@ -298,7 +298,7 @@ def _compare(
 
 
 def _choose(results: list[dict[str, Any]]) -> tuple[int, str]:
-    """The rule of :func:`select_groups`, and the sentence that says how it fell."""
+    """The rule of `select_groups`, and the sentence that says how it fell."""
     candidate = next(r for r in results if r["behind_high"] >= 0)
     k = candidate["n_groups"]
     top = max(results, key=lambda r: r["score"])["n_groups"]

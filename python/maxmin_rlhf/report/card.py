@@ -76,7 +76,7 @@ def describe(
     Args:
         mixture: fitted. data: the preferences it was fitted to, or others with the same features.
         menu: the items to choose from; None: nothing is chosen.
-        selection: ``best``, ``reason``, ``results`` of :func:`maxmin_rlhf.select_groups`; None: the number of groups
+        selection: ``best``, ``reason``, ``results`` of `maxmin_rlhf.select_groups`; None: the number of groups
             was given.
         kl: nats a prompt between every choice and an even one; None: 1, or half the most there is.
         n_refits: bootstrap samples of annotators behind the intervals.

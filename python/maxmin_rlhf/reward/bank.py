@@ -23,7 +23,7 @@ class RewardBank:
     """K named rewards of a completion, read by K heads from one pass through their trunk.
 
     Args:
-        model: from :func:`maxmin_rlhf.reward.reward_model`, or the like loaded by transformers.
+        model: from `maxmin_rlhf.reward.reward_model`, or the like loaded by transformers.
         tokenizer: its own.
         batch_size: texts a pass.
         device: None: where the model is.
@@ -32,7 +32,7 @@ class RewardBank:
         names: of the groups. n_groups: K.
         reward_functions: K functions for TRL's ``reward_funcs``, named as the groups. However many are called with one
             list of completions, the model runs once.
-        zeros: ``{prompt: (K,) list}`` of :meth:`calibrate`.
+        zeros: ``{prompt: (K,) list}`` of `calibrate`.
 
     Raises:
         ValueError: a model without the entry ``maxmin`` in its configuration, or without a linear head.
@@ -61,7 +61,7 @@ class RewardBank:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> RewardBank:
-        """What :meth:`save` or :func:`maxmin_rlhf.reward.save_reward_model` wrote; options as of the class."""
+        """What `save` or `maxmin_rlhf.reward.save_reward_model` wrote; options as of the class."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -72,7 +72,7 @@ class RewardBank:
         return bank
 
     def to(self, device: str | torch.device) -> RewardBank:
-        """Move the model; a trainer of :mod:`maxmin_rlhf.integrations.trl` does so by itself."""
+        """Move the model; a trainer of `maxmin_rlhf.integrations.trl` does so by itself."""
         self.model.to(device)
         return self
 
@@ -178,7 +178,7 @@ class RewardBank:
     # ---- files
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Model, tokenizer, card and zeros, for :meth:`from_pretrained`."""
+        """Model, tokenizer, card and zeros, for `from_pretrained`."""
         save_reward_model(self.model, self.tokenizer, folder)
         Path(folder, _ZEROS).write_text(json.dumps(self.zeros), "utf-8")
 
@@ -195,7 +195,7 @@ class RewardBank:
         """``Σ_k w_k r_k`` as a plain one-label checkpoint at ``folder``, for any trainer that knows one reward.
 
         Args:
-            weights: ``(K,)``, those of :func:`maxmin_rlhf.solve_maxmin` for instance, whose policy is then the optimum.
+            weights: ``(K,)``, those of `maxmin_rlhf.solve_maxmin` for instance, whose policy is then the optimum.
         """
         folder = Path(folder)
         mixes: Mapping[str, Any] = {folder.name: weights}

@@ -74,7 +74,7 @@ def dominance(rewards: Any) -> np.ndarray:
     """How often each group alone is the worst off, as shares ``(K,)`` of the samples that every group has judged.
 
     Where one group's share is near one a minimum over groups listens to nobody else: usually the rewards are not
-    comparable yet, and offsets or units decide. :func:`maxmin_rlhf.solve_maxmin` warns above .95.
+    comparable yet, and offsets or units decide. `maxmin_rlhf.solve_maxmin` warns above .95.
 
     Args:
         rewards: ``(P, S, K)`` calibrated rewards, NumPy or torch. Samples where several groups are equally badly off

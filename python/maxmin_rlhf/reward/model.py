@@ -35,7 +35,7 @@ def reward_model(
     """A model with one label a group: the trunk that made the features, and the heads fitted to them.
 
     Args:
-        mixture: a fitted :class:`maxmin_rlhf.PreferenceMixture`, or its heads ``(K, D)``.
+        mixture: a fitted `maxmin_rlhf.PreferenceMixture`, or its heads ``(K, D)``.
         trunk: a folder or a model of transformers, with a head of its own or without.
         pooling: how the features were made from the last hidden states: ``"last"`` token, ``"mean"``, ``"cls"`` (first).
         normalize: whether they were divided by their length.
@@ -45,7 +45,7 @@ def reward_model(
     Returns:
         ``AutoModelForSequenceClassification`` with ``num_labels=K`` in evaluation mode. Its own forward pass gives the
         rewards only for ``"last"`` without ``normalize`` and a padding token that no text has; a
-        :class:`maxmin_rlhf.RewardBank` of it gives them always.
+        `maxmin_rlhf.RewardBank` of it gives them always.
 
     Raises:
         ValueError: heads of another width than the trunk's; a model class without a linear head.

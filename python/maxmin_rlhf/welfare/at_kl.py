@@ -23,7 +23,7 @@ class Policy:
     Attributes:
         chances: ``(P, S)`` of each candidate, 0 for those left out.
         beta: the strength of the KL penalty it is best for.
-        weights, gap: of :class:`maxmin_rlhf.welfare.Solution`, None for the best policy of one reward.
+        weights, gap: of `maxmin_rlhf.welfare.Solution`, None for the best policy of one reward.
     """
 
     chances: Array

@@ -66,7 +66,7 @@ def solve_maxmin(
             ``"softmin"`` (tau), ``"nash"``, ``"power"`` (p), ``"cvar"`` (alpha: caps weights at share / alpha),
             ``"owa"`` (rank_weights), ``"kl"``, ``"chi2"``, ``"tv"`` (radius: the worst case over shares in a ball),
             ``"floor"`` (floor, radius or none: the worst case over shares above a floor), ``"leximin"``; they and
-            their parameters are those of :func:`maxmin_kernels.welfare`. With a KL penalty the MaxMin policy is
+            their parameters are those of `maxmin_kernels.welfare`. With a KL penalty the MaxMin policy is
             unique, so leximin's next step, raising the second worst without harm to the worst, has no room: it is the
             same policy.
             ``"per_sample_min"``: the best for ``E min_k r_k``, what public MaxMin code trains on. It holds every
@@ -76,14 +76,14 @@ def solve_maxmin(
         group_weights: ``(K,)`` shares of the groups; None: equal. Normalised.
         tau, p, alpha, radius, floor, rank_weights: the objective's parameters; rank_weights are normalised.
         min_mass: groups with a smaller share are left out; the result and a warning name them.
-        calibrate: how rewards are made comparable first, see :func:`maxmin_rlhf.reward.calibrate`; None: they are.
+        calibrate: how rewards are made comparable first, see `maxmin_rlhf.reward.calibrate`; None: they are.
         fresh: a second sample like ``rewards``, on which the gap is computed as well.
         tol: the gap aimed at, as a share of the value, or of the rewards' spread where that is larger.
         process_group: ranks of torch.distributed that hold other prompts each: sums go over all of them, and all get the
             same weights, value and gap.
 
     Returns:
-        A :class:`Solution` of NumPy arrays and floats.
+        A `Solution` of NumPy arrays and floats.
 
     Raises:
         ValueError, TypeError: rewards of another shape, infinite ones, no usable sample, a group without any reward, a
@@ -145,12 +145,12 @@ def evaluate_maxmin(
     **parameters: Any,
 ) -> Solution:
     """What given weights are worth on other samples: the gap here is the honest one, where that of
-    :func:`solve_maxmin` is of the samples it was solved on.
+    `solve_maxmin` is of the samples it was solved on.
 
     Args:
-        rewards: ``(P, S, K)`` or shards as in :func:`solve_maxmin`, fresh ones.
+        rewards: ``(P, S, K)`` or shards as in `solve_maxmin`, fresh ones.
         weights: ``(K,)`` on the simplex, for instance ``solution.weights``.
-        beta, objective, group_weights, min_mass, calibrate, process_group: as given to :func:`solve_maxmin`.
+        beta, objective, group_weights, min_mass, calibrate, process_group: as given to `solve_maxmin`.
         parameters: the objective's, likewise.
     """
     beta = positive("beta", beta)

@@ -36,7 +36,7 @@ class Objective:
     """A welfare of K groups. All arrays are float64.
 
     Attributes:
-        kind: as in :func:`maxmin_kernels.welfare`.
+        kind: as in `maxmin_kernels.welfare`.
         shares: (K,) of the groups, of sum 1.
         counts: (K,) the groups that matter; the others have weight 0.
         param: the kind's tau, p, alpha or radius; infinite without a radius.
@@ -127,7 +127,7 @@ def objective_of(
     floor: Any = None,
     rank_weights: Any = None,
 ) -> Objective:
-    """Of the groups kept, checked by the rules of :func:`maxmin_kernels.welfare`.
+    """Of the groups kept, checked by the rules of `maxmin_kernels.welfare`.
 
     Args:
         kind: as there.

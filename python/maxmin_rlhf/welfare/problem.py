@@ -59,7 +59,7 @@ def pose(
     process_group: dist.ProcessGroup | None = None,
     parameters: Mapping[str, Any],
 ) -> Problem:
-    """The problem that :func:`maxmin_rlhf.solve_maxmin` is asked to solve; its arguments and errors."""
+    """The problem that `maxmin_rlhf.solve_maxmin` is asked to solve; its arguments and errors."""
     if not 0 <= min_mass < 1:
         raise ValueError(f"min_mass: expected a number in [0, 1), got {min_mass}")
     read, raw, whole = reader(rewards), None, None

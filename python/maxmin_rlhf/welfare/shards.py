@@ -127,7 +127,7 @@ class Shards:
         self.span = float(summed(np.array([span]), group, "max")[0])
 
     def _take(self, sums: Array) -> None:
-        """What the survey of all blocks says; see :func:`_survey`."""
+        """What the survey of all blocks says; see `_survey`."""
         self.n_prompts, self.n_samples, self.n_partial, squares = sums[:4]
         offset, self.n_missing, alone, self.n_judged = sums[4:].reshape(4, self.n_groups)
         self.offset: Array = offset / max(self.n_prompts, 1)

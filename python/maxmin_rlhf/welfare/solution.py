@@ -28,7 +28,7 @@ class Solution:
         ess: (P,) effective number of samples behind the policy at each prompt, 0 where no sample could be used. Of
             shards: those of this rank, one after the other.
         policy: (P, S) probabilities of the samples, 0 for those left out. (0, 0) for shards, whose
-            policy :func:`maxmin_rlhf.evaluate_maxmin` gives one by one.
+            policy `maxmin_rlhf.evaluate_maxmin` gives one by one.
         relative_gap: the gap as a share of the value, or of the rewards' spread where that is larger (``nash``: of 1).
         left_out: groups whose share is below ``min_mass``: weight 0, and no say in anything.
         fresh_gap: the gap of these weights on the second sample; None without one.

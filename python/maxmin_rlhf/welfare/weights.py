@@ -30,20 +30,20 @@ class MaxMinWeights:
 
     A minimum over one batch's means jumps from group to group with the noise. So the default is the softmin of a running
     mean; each welfare of section 5 of docs/math.md can take its place, or one of two online methods, or weights that
-    stay (those of :func:`maxmin_rlhf.solve_maxmin`). Rewards should be calibrated before, and with every method the
+    stay (those of `maxmin_rlhf.solve_maxmin`). Rewards should be calibrated before, and with every method the
     one thing that counts are *expected* rewards, never a sample's minimum.
 
     Args:
         n_groups: K.
         method: ``"softmin"`` (with ``tau``), ``"argmin"``, ``"mean"``, ``"nash"``, ``"power"``, ``"cvar"``, ``"owa"``,
             ``"leximin"``, ``"kl"``, ``"chi2"``, ``"tv"`` or ``"floor"``: the weights that
-            :func:`maxmin_kernels.welfare` gives the running means. ``"exponentiated_gradient"``: ``w ∝ w exp(-lr u)``
+            `maxmin_kernels.welfare` gives the running means. ``"exponentiated_gradient"``: ``w ∝ w exp(-lr u)``
             with each batch's means u; ``"optimistic"``: the same with ``2u - (the last u)``. ``"fixed"``:
             ``initial``, for good.
         momentum: of the running mean, in [0, 1); 0 is the last batch's.
         lr: step of the online methods, in units of one over reward.
         tau: of softmin, in units of reward; None: 0.5, for rewards of spread one.
-        alpha, p, radius, floor, rank_weights: of the other welfares, as in :func:`maxmin_kernels.welfare`.
+        alpha, p, radius, floor, rank_weights: of the other welfares, as in `maxmin_kernels.welfare`.
         group_weights: ``(K,)`` shares of the population; None: equal.
         initial: ``(K,)`` weights before the first batch; None: the shares.
 
@@ -259,7 +259,7 @@ class MaxMinWeights:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Go on where `state_dict` was taken.
 
         Raises:
             ValueError: it is of another method, number of groups or version.

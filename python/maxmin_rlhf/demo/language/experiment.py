@@ -31,7 +31,7 @@ class Setting:
 
     Attributes:
         name: for people.
-        tastes: of the populations (:func:`maxmin_rlhf.demo.language.annotators.tastes`); none: a continuum.
+        tastes: of the populations (`maxmin_rlhf.demo.language.annotators.tastes`); none: a continuum.
         ratio: their sizes, the largest first.
         pairs: judged by each of ``count`` annotators.
     """
