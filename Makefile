@@ -7,7 +7,7 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-interp codegen bench docs gpu lint fmt clean
+.PHONY: help dev build demo test test-trl-lowest test-interp codegen bench docs gpu lint fmt clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -41,7 +41,15 @@ demo: $(VENV)/.native  ## real households, then a language model's answers, and 
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
 	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu'
 	$(BIN)/python -m pytest -q -m slow
-	$(MAKE) --no-print-directory test-interp codegen
+	$(MAKE) --no-print-directory test-trl-lowest test-interp codegen
+
+# The trainers' hooks are private: they are tried on the oldest TRL that is promised, too.
+TRL_LOWEST := $(VENV)/trl-$(shell sed -n 's/.*"trl>=\([0-9.]*\)".*/\1/p' pyproject.toml).0
+$(TRL_LOWEST): $(VENV)/.dependencies
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ trl==$(notdir $(@:$(VENV)/trl-%=%))
+
+test-trl-lowest: $(VENV)/.native $(TRL_LOWEST)  ## the trainers on the oldest TRL
+	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py
 
 test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp
