@@ -117,7 +117,10 @@ class PreferenceMixture:
     # ---- fitting
 
     def fit(
-        self, data: PreferenceData, checkpoint: str | PathLike[str] | None = None
+        self,
+        data: PreferenceData,
+        checkpoint: str | PathLike[str] | None = None,
+        process_group: Any = None,
     ) -> PreferenceMixture:
         """Find the best of ``n_init`` starts.
 
@@ -125,8 +128,11 @@ class PreferenceMixture:
             data: the preferences.
             checkpoint: a file that is kept up to date while the fit runs, from which it goes on, to the same result,
                 if it is there already, and which is removed at the end.
+            process_group: of ``torch.distributed``: each process brings annotators of its own in ``data``, and all get
+                the same heads, to rounding those of one process. Responsibilities are of the process's own annotators.
+                The first process writes the checkpoint, all read it, on whatever number of processes.
         """
-        fit_problems([self], data, checkpoint)
+        fit_problems([self], data, checkpoint, process_group)
         self._warn(2)
         return self
 
@@ -326,6 +332,7 @@ def fit_sweep(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    process_group: Any = None,
     random_state: int | None = None,
     verbose: int = 0,
 ) -> dict[int, PreferenceMixture]:
@@ -333,7 +340,7 @@ def fit_sweep(
 
     Args:
         n_groups: the numbers of groups.
-        (others): as of `PreferenceMixture`.
+        (others): as of `PreferenceMixture` and its ``fit``.
 
     Returns:
         ``{K: PreferenceMixture}``, fitted.
@@ -355,7 +362,7 @@ def fit_sweep(
         )
         for k in sizes
     }
-    fit_problems(list(mixtures.values()), data, checkpoint)
+    fit_problems(list(mixtures.values()), data, checkpoint, process_group)
     for mixture in mixtures.values():
         mixture._warn(2)
     return mixtures
@@ -365,17 +372,19 @@ def fit_problems(
     mixtures: list[PreferenceMixture],
     data: PreferenceData,
     checkpoint: str | PathLike[str] | None = None,
+    process_group: Any = None,
 ) -> None:
     """Fit mixtures that differ in ``n_groups`` and ``l2`` only, in shared passes."""
     first = mixtures[0]
+    placed = place(data, first.device, first.dtype)
+    objective = Objective.of(placed, process_group, **first._options())
+    ranks, device = objective.ranks, placed.features.device
     for mixture in mixtures:
-        if mixture.n_groups > data.n_annotators:
+        if mixture.n_groups > ranks.n_annotators:
             raise ValueError(
-                f"n_groups: expected at most {data.n_annotators}, the number of annotators, "
+                f"n_groups: expected at most {ranks.n_annotators}, the number of annotators, "
                 f"got {mixture.n_groups}"
             )
-    placed = place(data, first.device, first.dtype)
-    objective = Objective.of(placed, **first._options())
     seed = first.random_state
     fit = Fit(
         objective,
@@ -384,21 +393,24 @@ def fit_problems(
         init=first.init if isinstance(first.init, str) else [_heads(first.init, first, data)],
         max_iter=first.max_iter,
         tol=first.tol,
-        seed=[fresh_seed() if seed is None else seed],
+        seed=[ranks.same(fresh_seed(), device) if seed is None else seed],
     )
     facts: dict[str, Any] = {}
     if checkpoint is not None:
         facts = {
-            "data": files.fingerprint(placed),
+            "data": files.fingerprint(placed) if process_group is None else _counts(objective),
             "problems": [[p.n_groups, p.l2] for p in fit.problems],
             "options": [fit.n_init, fit.max_iter, fit.tol, *first._options().values()],
             "init": fit.init if isinstance(fit.init, str) else files.checksum(fit.init[0]),
             "random_state": seed,
         }
         kept = files.load_progress(checkpoint, facts, placed.features.device)
+        found = torch.tensor(float(kept is not None), device=device)
+        if process_group is not None and float(ranks.sum(found)[0]) % process_group.size():
+            raise ValueError("checkpoint: expected the same file for every process, some have none")
         if kept is not None:
             fit.progress, fit.seed = kept
-    watch = Watch(checkpoint, facts, first.verbose)
+    watch = Watch(checkpoint if ranks.first else None, facts, first.verbose if ranks.first else 0)
     fit.on_round = watch
     with mk.backend(first.backend):
         try:
@@ -407,8 +419,14 @@ def fit_problems(
             watch.close()
         for i, mixture in enumerate(mixtures):
             mixture._adopt(objective, take(best, torch.tensor([i])), data.annotators_)
-    if checkpoint is not None and os.path.exists(checkpoint):
+    if checkpoint is not None and ranks.first and os.path.exists(checkpoint):
         os.unlink(checkpoint)
+
+
+def _counts(objective: Objective) -> list[int]:
+    """What tells one data set from another, however it is dealt to processes."""
+    ranks = objective.ranks
+    return [ranks.n_annotators, ranks.n_comparisons, objective.data.n_features]
 
 
 def fresh_seed() -> int:

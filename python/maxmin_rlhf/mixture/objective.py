@@ -12,6 +12,7 @@ from torch import Tensor
 import maxmin_kernels as mk
 from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.mixture.bank import Bank
+from maxmin_rlhf.mixture.ranks import Ranks
 
 _SAMPLE = 50_000  # comparisons that a pooled curvature is taken from
 _DENSE = 2048  # features up to which it is a full matrix
@@ -24,23 +25,24 @@ class Evaluation(NamedTuple):
     gradient: Tensor  # (G, K, D + 1) float64, by heads and logits
     mass: Tensor  # (G, K) float64
     log_likelihood: Tensor  # (G,) float64, unpenalised
-    log_resp: Tensor  # (A, H), packed heads
+    log_resp: Tensor  # (A, H), packed heads, of this process's annotators
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A data set on its device, and the model's options."""
+    """A data set on its device (or this process's part of it), and the model's options."""
 
     data: PreferenceData
     plan: mk.EMPlan
+    ranks: Ranks
     alpha: float = 1.0
     label_noise: float = 0.0
     hard: bool = False
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, data: PreferenceData, **options: Any) -> Objective:
-        """Build the plan of a data set."""
+    def of(cls, data: PreferenceData, process_group: Any = None, **options: Any) -> Objective:
+        """Build the plan of a data set; with a process group, of this process's part of one."""
         plan = mk.em_plan(
             data.indptr,
             chosen=data.chosen,
@@ -48,7 +50,7 @@ class Objective:
             n_items=data.features.shape[0] if data.is_indexed else None,
             choice_indptr=data.choice_indptr,
         )
-        return cls(data, plan, **options)
+        return cls(data, plan, Ranks.of(data, process_group), **options)
 
     def at(self, temperature: float) -> Objective:
         """The same with another temperature."""
@@ -56,7 +58,7 @@ class Objective:
 
     def __call__(self, bank: Bank) -> Evaluation:
         """One EM pass over the heads of all mixtures."""
-        data, n = self.data, self.data.n_annotators
+        data, n = self.data, self.ranks.n_annotators
         heads, log_weights = bank.pack(bank.heads), bank.log_weights
         result = mk.em_pass(
             data.features,
@@ -73,9 +75,12 @@ class Objective:
             temperature=self.temperature,
             plan=self.plan,
         )
-        mass, weights = bank.pad(result.mass), log_weights.exp()
-        value = result.log_likelihood - 0.5 * bank.l2 * bank.heads.square().sum((1, 2))
-        by_heads = bank.pad(result.grad_weight) - bank.l2[:, None, None] * bank.heads
+        log_likelihood, mass, by_weight = self.ranks.sum(
+            result.log_likelihood, result.mass, result.grad_weight
+        )
+        mass, weights = bank.pad(mass), log_weights.exp()
+        value = log_likelihood - 0.5 * bank.l2 * bank.heads.square().sum((1, 2))
+        by_heads = bank.pad(by_weight) - bank.l2[:, None, None] * bank.heads
         pseudo = torch.zeros_like(mass)
         if self.alpha > 1.0:  # at 1 the term would be 0 * -inf for an empty group
             pseudo = (self.alpha - 1.0) * bank.mask
@@ -83,7 +88,7 @@ class Objective:
         total = n + pseudo.sum(1, keepdim=True)
         by_logits = mass + pseudo - weights * total
         gradient = torch.cat([by_heads, by_logits[..., None]], dim=2)
-        return Evaluation(value, gradient, mass, result.log_likelihood, result.log_resp)
+        return Evaluation(value, gradient, mass, log_likelihood, result.log_resp)
 
     @property
     def acc(self) -> torch.dtype:
@@ -95,15 +100,16 @@ class Objective:
 
         From an even sample of the comparisons where there are many: it only steers the ascent.
         """
-        data = self.data
-        thin = max(1, data.n_comparisons // _SAMPLE)
+        data, ranks = self.data, self.ranks
+        thin = max(1, ranks.n_comparisons // _SAMPLE)
         if thin > 1:
-            data = data.select_comparisons(np.arange(data.n_comparisons) % thin == 0)
+            place = ranks.first_comparison + np.arange(data.n_comparisons)
+            data = data.select_comparisons(place % thin == 0)
         _, share = mk.choice_shares(margins(data, head[None]), data.choice_indptr)
         if data.n_features > _DENSE:
             rows = _differences(data)
             diagonal: Tensor = (rows.double().square() * (share * (1 - share)).double()).sum(0)
-            return thin * diagonal
+            return thin * ranks.sum(diagonal)[0]
         gram = mk.weighted_gram(
             data.features,
             torch.ones(data.n_annotators, 1, dtype=self.acc, device=share.device),
@@ -114,10 +120,20 @@ class Objective:
             choice_indptr=data.choice_indptr,
             comparison_weight=data.weight,
         )
-        return thin * gram[0].double()
+        return thin * ranks.sum(gram[0].double())[0]
 
     def annotator_pulls(self, head: Tensor, annotators: Tensor) -> Tensor:
-        """(S, D) float64: the gradient G of (8) of each of a few annotators at one head."""
+        """(S, D) float64: the gradient G of (8) of each of a few annotators, numbered over all processes, at one head."""
+        here = annotators - self.ranks.first_annotator
+        mine = (here >= 0) & (here < self.data.n_annotators)
+        pulls = torch.zeros(
+            len(annotators), self.data.n_features, dtype=torch.float64, device=head.device
+        )
+        if bool(mine.any()):  # annotators are on the CPU
+            pulls[mine.to(head.device)] = self._pulls(head, here[mine])
+        return self.ranks.sum(pulls)[0]
+
+    def _pulls(self, head: Tensor, annotators: Tensor) -> Tensor:
         data = self.data.select_annotators(annotators)
         _, pull = mk.choice_shares(margins(data, head[None]), data.choice_indptr)
         ends = data.indptr

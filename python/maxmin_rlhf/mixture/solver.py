@@ -80,7 +80,7 @@ class Preconditioner:
     @classmethod
     def of(cls, objective: Objective, pooled: Tensor) -> Preconditioner:
         """``pooled``: (D, D) curvature of one head for everybody, or its diagonal (D,)."""
-        n, alpha = objective.data.n_annotators, objective.alpha
+        n, alpha = objective.ranks.n_annotators, objective.alpha
         if pooled.dim() == 1:
             return cls(n, alpha, None, pooled.double())
         spectrum, basis = torch.linalg.eigh(pooled.double())

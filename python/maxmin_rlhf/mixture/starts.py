@@ -45,7 +45,7 @@ class Landscape:
         cls, objective: Objective, head: Tensor, pooled: Tensor, rng: np.random.Generator
     ) -> Landscape:
         """``pooled``: (D, D) curvature at the pooled head for everybody, or its diagonal (D,)."""
-        n = objective.data.n_annotators
+        n = objective.ranks.n_annotators
         chosen = np.sort(rng.permutation(n)[:_SEEDS])
         pulls = objective.annotator_pulls(head, torch.from_numpy(chosen))
         if pooled.dim() == 1:
