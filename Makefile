@@ -37,6 +37,9 @@ demo: $(VENV)/.native  ## real households, then a language model's answers, and 
 	$(BIN)/maxmin demo --out out/demo
 	$(BIN)/maxmin demo language --seeds 2 --out out/demo
 
+# Threads that wait for each other by spinning are many times slower where tests share the cores.
+test test-interp test-trl-lowest: export OMP_WAIT_POLICY = PASSIVE
+
 # Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
 	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu'
