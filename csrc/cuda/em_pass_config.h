@@ -13,7 +13,8 @@ constexpr int kLoads = 1, kMargins = 2, kExchange = 3, kPosterior = 4, kWhole = 
 // H heads; clusters of C CTAs; a warp owns 64 columns; a slot holds 16 rows of them, a tile takes two slots.
 // kCarry: annotators may cross tiles. kOverlap: margins of the next tile before the gradient of this one.
 // kParts: bfloat16 numbers that a float32 weight is cut into for the margins.
-template <int H_, int C_, int WARPS_, int SLOTS_, int kParts_, bool kCarry_, bool kOverlap_ = true, int kSteps_ = kWhole>
+template <int H_, int C_, int WARPS_, int SLOTS_, int kParts_, bool kCarry_, bool kOverlap_ = true,
+          int kSteps_ = kWhole>
 struct Config {
   static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kParts = kParts_, kSteps = kSteps_;
   static constexpr bool kCarry = kCarry_, kOverlap = kOverlap_;
@@ -29,9 +30,9 @@ struct Config {
   // Of the posterior: heads a warp, warps that work.
   static constexpr int kHeadsPerWarp = (H + WARPS - 1) / WARPS, kHeadWarps = H < WARPS ? H : WARPS;
 
-  static constexpr int kInbox = H * kTileRows * 4;            // bytes from one CTA
-  static constexpr int kCoef = H * maps::kCoefPitch * 2;      // bytes of one part of one kind
-  static constexpr int kKinds = kCarry ? 2 : 1;               // of coefficients: scaled by gamma, unscaled
+  static constexpr int kInbox = H * kTileRows * 4;        // bytes from one CTA
+  static constexpr int kCoef = H * maps::kCoefPitch * 2;  // bytes of one part of one kind
+  static constexpr int kKinds = kCarry ? 2 : 1;           // of coefficients: scaled by gamma, unscaled
   static constexpr int kPartials = SLOTS * kSlot, kInboxes = kPartials + WARPS * kPartial * 4;
   static constexpr int kCoefs = kInboxes + 2 * C * kInbox, kGammas = kCoefs + 2 * kKinds * 2 * kCoef;
   static constexpr int kTable = kGammas + 2 * H * 4, kTiles = kTable + H * 16;

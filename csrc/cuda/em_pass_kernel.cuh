@@ -1,17 +1,17 @@
 // One EM pass over pairs, one read of the features: MATH (2)-(6), (8) and the group masses. README.md draws the plan.
 //
-// A cluster of C CTAs owns whole tiles of 32 rows; CTA r the columns [64 WARPS r, 64 WARPS (r + 1)), a warp one box of 64
-// columns in both products. A warp waits for its own box only and, being its only reader, refills it itself.
+// A cluster of C CTAs owns whole tiles of 32 rows; CTA r the columns [64 WARPS r, 64 WARPS (r + 1)), a warp one box of
+// 64 columns in both products. A warp waits for its own box only and, being its only reader, refills it itself.
 //
 //   margins(t)    X W by m16n8k16; sums of the warps in fixed order; pushed to every CTA of the cluster
-//   posterior(t)  in each CTA alike, warp = head, lane = row: log-sigmoid, sum over the annotator, softmax over the mixture
-//   gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
+//   posterior(t)  in each CTA alike, warp = head, lane = row: log-sigmoid, sum over the annotator, softmax over the
+//   mixture gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
 //
-// An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum, which
-// is scaled when he ends, or written out where his chunk ends.
+// An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum,
+// which is scaled when he ends, or written out where his chunk ends.
 //
-// Two inboxes are the whole handshake. CTA j pushes t + 2 after got(t + 1), which needs peer p's push(t + 1), which p does
-// after the barrier that follows all its reads of inbox(t) and its arming of got(t + 2).
+// Two inboxes are the whole handshake. CTA j pushes t + 2 after got(t + 1), which needs peer p's push(t + 1), which p
+// does after the barrier that follows all its reads of inbox(t) and its arming of got(t + 2).
 #pragma once
 #include "em_pass_config.h"
 
@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
   uint8_t* base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(dynamic_shared()) + 1023) & ~uintptr_t(1023));
   float* partial = reinterpret_cast<float*>(base + F::kPartials);
   float* inbox = reinterpret_cast<float*>(base + F::kInboxes);  // [2][C][H][32]
-  float* gamma = reinterpret_cast<float*>(base + F::kGammas);   // [2][H], of the annotator that a carried sum belongs to
-  int4* table = reinterpret_cast<int4*>(base + F::kTable);      // [H]: log eta, begin and end of the mixture
+  float* gamma = reinterpret_cast<float*>(base + F::kGammas);  // [2][H], of the annotator that a carried sum belongs to
+  int4* table = reinterpret_cast<int4*>(base + F::kTable);     // [H]: log eta, begin and end of the mixture
   const Tile* tiles = reinterpret_cast<const Tile*>(base + F::kTiles);
   uint64_t* full = reinterpret_cast<uint64_t*>(base + F::kBarriers);  // [SLOTS][WARPS]
   uint64_t *described = full + SLOTS * WARPS, *got = described + kDescriptors;
@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
       // For i + 2: before the barrier below, so before this CTA's push(i + 1), so before any peer's push(i + 2).
       if (tid == 0) mbar_expect(got + e, C * F::kInbox);
       if constexpr (F::kSteps >= kPosterior) {
-        float2* sums = reinterpret_cast<float2*>(partial);  // [H][32]; got(i) has seen this CTA's own push(i): it is dead
+        float2* sums =
+            reinterpret_cast<float2*>(partial);  // [H][32]; got(i) has seen this CTA's own push(i): it is dead
         float s[F::kHeadsPerWarp], hi[F::kHeadsPerWarp], lo[F::kHeadsPerWarp];
 #pragma unroll
         for (int j = 0; j < F::kHeadsPerWarp; ++j) {
@@ -334,7 +335,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     posterior(i);
     const bool more = i + 1 < n;
     if constexpr (F::kOverlap) {
-      // A warp whose next box has landed hides the exchange behind its gradient. No sum is shared: the bits are the same.
+      // A warp whose next box has landed hides the exchange behind its gradient. No sum is shared: the bits are the
+      // same.
       const int unit = 2 * i + 3;
       if (more && __all_sync(~0u, mbar_test(full + (unit % SLOTS) * WARPS + warp, (unit / SLOTS) & 1))) {
         margins(i + 1);

@@ -25,7 +25,8 @@ MAXMIN_MAP int b_n(int lane) { return lane / 4; }
 MAXMIN_MAP int x_addr(int lane) { return swizzled(lane & 15, lane >> 4); }
 // ldmatrix.x4.trans of A = transposed X, the same way.
 MAXMIN_MAP int xt_addr(int lane) { return swizzled((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1); }
-// ldmatrix.x4 of B = the coefficients of a head block and a row block: registers 0, 1 high and 2, 3 low, `part` bytes on.
+// ldmatrix.x4 of B = the coefficients of a head block and a row block: registers 0, 1 high and 2, 3 low, `part` bytes
+// on.
 MAXMIN_MAP int coef_addr(int lane, int head_block, int row_block, int part) {
   return (lane >> 4) * part + (head_block * 8 + (lane & 7)) * kCoefPitch * 2 + (2 * row_block + ((lane >> 3) & 1)) * 16;
 }

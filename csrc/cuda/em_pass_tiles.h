@@ -35,6 +35,25 @@ class TileCutter {
   TileCutter(const int64_t* sizes, int64_t n_annotators, bool carry, int64_t chunk_rows)
       : sizes_(sizes), n_(n_annotators), carry_(carry), chunk_rows_(chunk_rows) {}
 
+  TileCutter(const TileCutter&) = delete;
+  TileCutter& operator=(const TileCutter&) = delete;
+
+  // Tiles of whole annotators waste what does not fit: above a twentieth of the rows, or where somebody is longer than
+  // a tile, annotators cross tiles.
+  static bool wants_carry(const int64_t* sizes, int64_t n_annotators) {
+    int64_t n_rows = 0, n_tiles = 0, room = 0;
+    for (int64_t a = 0; a < n_annotators; ++a) {
+      if (sizes[a] > kTileRows) return true;
+      n_rows += sizes[a];
+      if (sizes[a] > room) {
+        ++n_tiles;
+        room = kTileRows;
+      }
+      room -= sizes[a];
+    }
+    return n_tiles > 1 && n_tiles * kTileRows * 20 > 21 * n_rows;
+  }
+
   Tiles cut(int64_t n_clusters) {
     int64_t n_rows = 0;
     for (int64_t a = 0; a < n_; ++a) n_rows += sizes_[a];
@@ -122,30 +141,13 @@ class TileCutter {
   }
 
   const int64_t* sizes_;
-  int64_t n_, row_ = 0, chunk_rows_;
-  bool carry_, open_ = false;
+  int64_t n_;
+  bool carry_;
+  int64_t chunk_rows_;
+  int64_t row_ = 0;
+  bool open_ = false;
   Tile tile_{};
   Tiles out_;
-
-  TileCutter(const TileCutter&) = delete;
-  TileCutter& operator=(const TileCutter&) = delete;
-
- public:
-  // Tiles of whole annotators waste what does not fit: above a twentieth of the rows, or where somebody is longer than
-  // a tile, annotators cross tiles.
-  static bool wants_carry(const int64_t* sizes, int64_t n_annotators) {
-    int64_t n_rows = 0, n_tiles = 0, room = 0;
-    for (int64_t a = 0; a < n_annotators; ++a) {
-      if (sizes[a] > kTileRows) return true;
-      n_rows += sizes[a];
-      if (sizes[a] > room) {
-        ++n_tiles;
-        room = kTileRows;
-      }
-      room -= sizes[a];
-    }
-    return n_tiles > 1 && n_tiles * kTileRows * 20 > 21 * n_rows;
-  }
 };
 
 }  // namespace maxmin::em

@@ -52,11 +52,10 @@ MAXMIN_DEVICE void mbar_expect(uint64_t* bar, int bytes) {
 }
 MAXMIN_DEVICE bool mbar_test(uint64_t* bar, int parity) {
   uint32_t ok;
-  asm volatile(
-      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-      : "=r"(ok)
-      : "r"(shared_addr(bar)), "r"(parity)
-      : "memory");
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(ok)
+               : "r"(shared_addr(bar)), "r"(parity)
+               : "memory");
   return ok;
 }
 // kCluster: what peers wrote before they arrived is seen.
@@ -71,11 +70,10 @@ MAXMIN_DEVICE bool mbar_try(uint64_t* bar, int parity) {
         : "r"(shared_addr(bar)), "r"(parity)
         : "memory");
   } else {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-        : "=r"(ok)
-        : "r"(shared_addr(bar)), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(ok)
+                 : "r"(shared_addr(bar)), "r"(parity)
+                 : "memory");
   }
   return ok;
 }
@@ -111,10 +109,9 @@ MAXMIN_DEVICE void copy_box(uint32_t dst, const CUtensorMap* map, int column, in
       : "memory");
 }
 MAXMIN_DEVICE void copy_bytes(uint32_t dst, const void* src, int bytes, uint64_t* bar) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
-      "r"(bytes), "r"(shared_addr(bar))
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+               "l"(src), "r"(bytes), "r"(shared_addr(bar))
+               : "memory");
 }
 // dst and bar of the same CTA, maybe a peer.
 MAXMIN_DEVICE void push(uint32_t dst, uint32_t bar, float4 v) {
@@ -138,10 +135,9 @@ MAXMIN_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t addr) {
                : "memory");
 }
 MAXMIN_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // ---- numbers in parts
