@@ -56,10 +56,18 @@ def _pointers(*tensors: Tensor) -> list[int]:
 class Emulator:
     """What ``torch.ops.maxmin_native`` offers of the CUDA pass; ``variant`` is a number of emulated/em_pass.cpp."""
 
-    def __init__(self, variant: int, seed: int = 1, clusters: int = 2, chunk_rows: int | None = None, carry: bool | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        variant: int,
+        seed: int = 1,
+        clusters: int = 2,
+        chunk_rows: int | None = None,
+        carry: bool | None = None,
+        compiled: ctypes.CDLL | None = None,
+    ) -> None:
         self.variant, self.seed, self.clusters = variant, seed, clusters
         self.chunk_rows, self.carry = chunk_rows, carry
-        self.library = library()
+        self.library = compiled or library()
 
     def em_pass_wants_carry(self, sizes: Tensor) -> bool:
         if self.carry is not None:

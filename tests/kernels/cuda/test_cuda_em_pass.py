@@ -2,99 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-import maxmin_kernels as mk
 from maxmin_kernels import _cuda
-from tests.kernels.cuda.emulator import COMPILER, Emulator
+from tests.kernels.cuda.emulator import COMPILER, Emulator, library
+from tests.kernels.cuda.layouts import LONG, SHORT, assert_near, emulated, exact, problem
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
-SHORT = [1, 31, 32, 5, 7, 20, 1, 1, 0, 30, 17, 16, 32, 3, 9, 8, 8, 8, 25, 2]
-LONG = [1, 33, 32, 0, 64, 5, 100, 7, 31, 300, 2, 129, 17, 40]
-
-
-def problem(sizes, n_features, mixtures, weighted=False):
-    """Random pairs; rows of a pitch that the tensor map takes."""
-    torch.manual_seed(n_features)
-    indptr = torch.tensor([0, *sizes]).cumsum(0)
-    pitch = (n_features + 7) // 8 * 8
-    rows, n_heads = int(indptr[-1]), sum(mixtures)
-    x = torch.randn(rows, pitch).to(torch.bfloat16)[:, :n_features]
-    weight = 1.5 * torch.randn(n_heads, n_features) / n_features**0.5
-    options = {
-        "mixture_indptr": torch.tensor([0, *mixtures]).cumsum(0),
-        "comparison_weight": 0.5 + torch.rand(rows) if weighted else None,
-    }
-    return (x, indptr, weight, torch.randn(n_heads) / 3), options
-
-
-def run(monkeypatch, emulator, arguments, options):
-    x, indptr, weight, log_weights = arguments
-    monkeypatch.setattr(_cuda, "native", lambda: emulator)
-    _cuda._cut.clear()
-    return mk.EMPass(
-        *_cuda.em_pass_fwd(
-            x, indptr, weight, log_weights, None, None, None, options["mixture_indptr"],
-            options["comparison_weight"], 0.0, False, 1.0, [],
-        )
-    )  # fmt: skip
-
-
-def exact(arguments, options):
-    x, indptr, weight, log_weights = arguments
-    v = options["comparison_weight"]
-    with mk.backend("reference"):
-        return mk.em_pass(
-            x.double(),
-            indptr,
-            weight.double(),
-            log_weights.double(),
-            mixture_indptr=options["mixture_indptr"],
-            comparison_weight=None if v is None else v.double(),
-        )
-
-
-def assert_near(out, truth):
-    torch.testing.assert_close(out.log_likelihood, truth.log_likelihood, rtol=1e-6, atol=0)
-    torch.testing.assert_close(out.log_resp.double(), truth.log_resp, rtol=0, atol=2e-5)
-    torch.testing.assert_close(out.mass, truth.mass, rtol=0, atol=1e-4)
-    size = truth.grad_weight.abs().amax(1, keepdim=True)
-    assert ((out.grad_weight - truth.grad_weight) / size).abs().max() < 1e-5
-
-
+# (emulator, problem); the variants are those of emulated/em_pass.cpp.
 CASES = {
-    "plain": (Emulator, {"variant": 0, "carry": False}, SHORT, 500, (3, 5), False),
-    "weighted, 7 heads": (Emulator, {"variant": 0, "carry": False}, SHORT, 450, (1, 4, 2), True),
-    "carried, overlapped": (Emulator, {"variant": 1}, LONG, 500, (3, 5), True),
-    "short ones carried": (Emulator, {"variant": 1, "carry": True}, SHORT, 512, (8,), False),
-    "chunks, odd ring": (Emulator, {"variant": 2, "chunk_rows": 96}, LONG, 1000, (3, 5), True),
-    "chunks, more clusters than work": (
-        Emulator,
+    "plain": ({"variant": 0, "carry": False}, (SHORT, 500, (3, 5))),
+    "weighted, 7 heads": ({"variant": 0, "carry": False}, (SHORT, 450, (1, 4, 2), True)),
+    "carried, overlapped": ({"variant": 1}, (LONG, 500, (3, 5), True)),
+    "short ones carried": ({"variant": 1, "carry": True}, (SHORT, 512, (8,))),
+    "chunks, odd ring": ({"variant": 2, "chunk_rows": 96}, (LONG[:10], 1000, (3, 5), True)),
+    "more clusters than work": (
         {"variant": 3, "chunk_rows": 64, "clusters": 9},
-        LONG[:6],
-        450,
-        (8,),
-        False,
-    ),  # fmt: skip
-    "16 heads": (Emulator, {"variant": 4, "chunk_rows": 96}, LONG, 1000, (1, 3, 12), True),
-    "9 heads, as compiled": (Emulator, {"variant": 5, "carry": False}, SHORT, 1000, (4, 5), False),
+        (LONG[:6], 450, (8,)),
+    ),
+    "16 heads": ({"variant": 4, "chunk_rows": 96}, (LONG[4:], 1000, (1, 3, 12), True)),
+    "9 heads, as compiled": ({"variant": 5, "carry": False}, (SHORT[:9], 1000, (4, 5))),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_emulated(monkeypatch, name):
-    make, options, sizes, n_features, mixtures, weighted = CASES[name]
-    arguments, extra = problem(sizes, n_features, mixtures, weighted)
-    outs = [run(monkeypatch, make(seed=s, **options), arguments, extra) for s in (1, 2)]
-    assert_near(outs[0], exact(arguments, extra))
+def test_emulated(name):
+    options, given = CASES[name]
+    given = problem(*given)
+    outs = [emulated(Emulator(seed=seed, **options), given) for seed in (1, 2)]
+    assert_near(outs[0], exact(given))
     # The interleaving of threads and copies changes no bit.
     assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [6, 7])
-def test_emulated_as_compiled(monkeypatch, variant):
-    arguments, options = problem([1, 33, 40, 5, 7, 90, 11], 4096, (3, 5) if variant == 6 else (4, 12))  # fmt: skip
-    assert_near(run(monkeypatch, Emulator(variant), arguments, options), exact(arguments, options))
+@pytest.mark.parametrize(("variant", "mixtures"), [(6, (3, 5)), (7, (4, 12))])
+def test_emulated_as_compiled(variant, mixtures):
+    given = problem([1, 33, 40, 5, 7, 90, 11], 4096, mixtures)
+    assert_near(emulated(Emulator(variant), given), exact(given))
+
+
+@pytest.mark.parametrize("heads", [8, 16])
+@pytest.mark.parametrize("warps", [8, 16])
+def test_shared_memory_has_no_bank_conflicts(heads, warps):
+    assert library().bank_conflicts(heads, warps) == 0
+
+
+def cut(sizes, carry, clusters, chunk_rows=4096):
+    """{name: column} of the tiles, and the other three."""
+    sizes = torch.tensor(sizes)
+    tiles, *rest = Emulator(0).em_pass_tiles(sizes, carry, clusters, chunk_rows)
+    whole = tiles[:, :32].contiguous()
+    names = ("rows", "annotators", "flags", "chunk")
+    columns = dict(zip(names, whole[:, 16:].contiguous().view(torch.int32).T, strict=True))
+    return {"row0": whole[:, :16].contiguous().view(torch.int64)[:, 0], **columns}, *rest
+
+
+@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize("clusters", [1, 3, 40])
+def test_tiles_cover_every_row_once(carry, clusters):
+    torch.manual_seed(clusters)
+    sizes = torch.randint(1, 33, (200,)).tolist()
+    if carry:
+        sizes[7], sizes[100] = 5000, 333
+    tiles, begin, split_begin, split_annotator = cut(sizes, carry, clusters, 1024)
+    assert torch.equal(tiles["row0"][1:], tiles["row0"][:-1] + tiles["rows"][:-1])
+    assert int(tiles["row0"][0]) == 0 and int(tiles["rows"].sum()) == sum(sizes)
+    assert int(begin[0]) == 0 and int(begin[-1]) == len(tiles["rows"])
+    # No cluster begins within an annotator's chunk.
+    inner = begin[:-1][begin[:-1] < len(tiles["rows"])].long()
+    assert not (tiles["flags"][inner] & 1).any()
+    assert split_annotator.tolist() == ([7] if carry else [])
+    assert split_begin.tolist() == ([0, 5] if carry else [0])
+    assert tiles["chunk"][tiles["chunk"] >= 0].tolist() == ([0, 1, 2, 3, 4] if carry else [])
+    # Clusters get equal shares but for what is left of an annotator or chunk.
+    rows = torch.stack([tiles["rows"][a:b].sum() for a, b in itertools.pairwise(begin)])
+    assert int(rows.max()) <= sum(sizes) / clusters + (1024 if carry else 32)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "carry"),
+    [([32] * 9, False), ([4] * 100, False), ([20] * 50, True), ([33], True), ([5], False)],
+)
+def test_annotators_cross_tiles_where_tiles_would_stay_empty(sizes, carry):
+    assert Emulator(0).em_pass_wants_carry(torch.tensor(sizes)) == carry
+
+
+def test_tiles_are_cut_once_a_pointer(monkeypatch):
+    emulator, calls = Emulator(0, carry=False), []
+    monkeypatch.setattr(_cuda, "native", lambda: calls.append(1) or emulator)
+    x, indptr = torch.ones(10, 64, dtype=torch.bfloat16), torch.tensor([0, 4, 10])
+    first = _cuda._tiles_of(x, indptr, 8)
+    assert _cuda._tiles_of(x, indptr, 8) is first and len(calls) == 1
+    indptr[1] = 5
+    assert _cuda._tiles_of(x, indptr, 8) is not first and len(calls) == 2

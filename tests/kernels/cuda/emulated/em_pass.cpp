@@ -2,6 +2,7 @@
 // binding's.
 #include "device.h"
 //
+#include "banks.h"
 #include "em_pass_join.cuh"
 #include "em_pass_kernel.cuh"
 #include "em_pass_variants.h"
@@ -43,6 +44,11 @@ void for_each_thread(int64_t n, Kernel kernel) {
 }  // namespace
 
 extern "C" {
+
+int bank_conflicts(int heads, int warps) {
+  if (heads == 8) return warps == 8 ? banks::conflicts_of_pass<8, 8>() : banks::conflicts_of_pass<8, 16>();
+  return warps == 8 ? banks::conflicts_of_pass<16, 8>() : banks::conflicts_of_pass<16, 16>();
+}
 
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
 
