@@ -1,0 +1,89 @@
+"""Wrong versions of the CUDA kernel are noticed by the tests of the emulated pass."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.cuda.emulator import COMPILER, KERNEL, ROOT, compile_library
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
+]
+
+# {fault: (file, right, wrong)}
+KERNEL_FILE = "em_pass_kernel.cuh"
+MUTANTS = {
+    "none": (KERNEL_FILE, "if (n > 0) margins(0);", "if (n > 0) margins(0);"),
+    "one inbox for two": (KERNEL_FILE, "(e * C + me) * (F::kInbox / 4)", "me * (F::kInbox / 4)"),
+    "no barrier after the posterior": (
+        KERNEL_FILE,
+        "    named_barrier<1, F::kThreads>();\n  };\n\n  auto gradient",
+        "  };\n\n  auto gradient",
+    ),
+    "an inbox not armed": (
+        KERNEL_FILE,
+        "if (tid == 0) mbar_expect(got + e, C * F::kInbox);",
+        "",
+    ),
+    "a slot refilled before its last read": (
+        KERNEL_FILE,
+        "const uint32_t x0 = own_box + ((2 * i + r)",
+        "if (r == 0) release(i, 0);\n        const uint32_t x0 = own_box + ((2 * i + r)",
+    ),
+    "descriptors too few": (
+        "em_pass_config.h",
+        "kDescriptors = SLOTS > 6 ? 8 : 4;",
+        "kDescriptors = SLOTS > 6 ? 3 : 3;",
+    ),
+    "the carried sum forgotten": (KERNEL_FILE, "if (began_before) {", "if (false) {"),
+    "sums across annotators": (
+        KERNEL_FILE,
+        "if (lane - o >= first) x += y;",
+        "if (lane >= o) x += y;",
+    ),
+    "the carried gradient not cleared": (
+        KERNEL_FILE,
+        "acc[0][k][b][j] += g * acc[kCarry][k][b][j];\n              acc[kCarry][k][b][j] = 0.f;",
+        "acc[0][k][b][j] += g * acc[kCarry][k][b][j];",
+    ),
+    "two parts of a weight for three": (
+        KERNEL_FILE,
+        "for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? bf16_rest(v[i]) : 0.f;",
+    ),
+    "a chunk left out": (
+        "em_pass_join.cuh",
+        "for (int64_t c = split.begin[n]; c < split.begin[n + 1]; ++c) whole",
+        "for (int64_t c = split.begin[n] + 1; c < split.begin[n + 1]; ++c) whole",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_kernel_is_noticed(name, tmp_path):
+    file, right, wrong = MUTANTS[name]
+    folder = tmp_path / "cuda"
+    shutil.copytree(KERNEL, folder)
+    source = (folder / file).read_text()
+    assert source.count(right) == 1, right
+    changed = source.replace(right, wrong)
+    # What the compiler would refuse by itself is no proof of the tests.
+    changed = changed.replace(' && SLOTS < 2 * kDescriptors, "rings"', ', "rings"')
+    (folder / file).write_text(changed)
+    library = compile_library(tmp_path / "mutant.so", "-DMAXMIN_QUICK", kernel=folder)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}  # fmt: skip
+    command = [sys.executable, "-m", "tests.kernels.cuda.mutated", str(library)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    crashed = done.returncode < 0  # it wrote where it must not
+    if name == "none":
+        assert done.stdout.strip() == "missed", done.stdout + done.stderr
+    else:
+        assert crashed or "noticed" in done.stdout, done.stdout + done.stderr
