@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                                    const Tensor& split_annotator, int64_t n_annotators,
                                                    const Tensor& weight, const Tensor& log_weights,
                                                    const Tensor& mixture_begin, const Tensor& mixture_end,
-                                                   int64_t n_chunks) {
+                                                   int64_t n_chunks, int64_t steps) {
   check_dim(features, 2, "features");
   check_dim(weight, 2, "weight");
   check_size(weight, 1, features.size(1), "weight");
@@ -94,6 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                  tile_begin.const_data_ptr<int32_t>(),
                                  Q,
                                  carry,
+                                 static_cast<int>(steps),
                                  n_chunks,
                                  S,
                                  split_begin.const_data_ptr<int32_t>(),
@@ -129,7 +130,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(maxmin_native, m) {
   m.def(
       "em_pass_cuda(Tensor features, Tensor tiles, Tensor tile_begin, bool carry, Tensor split_begin, "
       "Tensor split_annotator, int n_annotators, Tensor weight, Tensor log_weights, Tensor mixture_begin, "
-      "Tensor mixture_end, int n_chunks) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mixture_end, int n_chunks, int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maxmin_native, CPU, m) {

@@ -19,8 +19,7 @@ struct Config {
   static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kParts = kParts_, kSteps = kSteps_;
   static constexpr bool kCarry = kCarry_, kOverlap = kOverlap_;
   static constexpr int kThreads = WARPS * 32, kHeadBlocks = H / 8, kColumns = C * WARPS * 64;
-  // Descriptors in flight: a descriptor's slot is free when the first row slot of its tile is.
-  static constexpr int kDescriptors = SLOTS > 6 ? 8 : 4;
+  static constexpr int kDescriptors = 4;  // of tiles, brought ahead
   static constexpr int kBox = 16 * 128, kSlot = WARPS * kBox;
 
   // Floats of a warp's partial margins; + 8 puts neighbouring groups 64 bytes apart.
@@ -42,7 +41,7 @@ struct Config {
   static_assert(kBytes <= 232448, "shared memory of a CTA");
   static_assert(H % 8 == 0 && kGroups >= 1 && kGroups <= 32 && WARPS % kGroups == 0, "the sum over warps");
   static_assert(H <= WARPS || H % WARPS == 0, "heads by warps");
-  static_assert(SLOTS >= 4 && SLOTS < 2 * kDescriptors, "rings");
+  static_assert(SLOTS >= 4, "two tiles");
   static_assert(WARPS * kPartial * 4 >= H * kTileRows * 8, "sums of annotators lie on the partial margins");
 };
 

@@ -68,7 +68,7 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>((n + kJoinThreads - 1)
 using namespace maxmin::em;
 
 extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int carry, int* n_clusters) {
-  return visit_variant(n_heads, n_features, carry, cudaErrorInvalidValue, [&](auto variant) -> int {
+  return visit_variant(n_heads, n_features, carry, kWhole, cudaErrorInvalidValue, [&](auto variant) -> int {
     using F = decltype(variant);
     if (const cudaError_t error = Launch<F>::allow_shared_memory()) return error;
     const Launch<F> one(1);
@@ -96,13 +96,13 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                     heads->n_features};
   CUtensorMap map;
   if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, &map)) return error;
-  const int error =
-      visit_variant(heads->n_heads, heads->n_features, plan->carry, cudaErrorInvalidValue, [&](auto variant) -> int {
-        using F = decltype(variant);
-        if (const cudaError_t e = Launch<F>::allow_shared_memory()) return e;
-        const Launch<F> launch(static_cast<unsigned>(plan->n_clusters), stream);
-        return cudaLaunchKernelEx(&launch.config, em_pass_kernel<F>, map, a);
-      });
+  const int error = visit_variant(heads->n_heads, heads->n_features, plan->carry, plan->steps, cudaErrorInvalidValue,
+                                  [&](auto variant) -> int {
+                                    using F = decltype(variant);
+                                    if (const cudaError_t e = Launch<F>::allow_shared_memory()) return e;
+                                    const Launch<F> launch(static_cast<unsigned>(plan->n_clusters), stream);
+                                    return cudaLaunchKernelEx(&launch.config, em_pass_kernel<F>, map, a);
+                                  });
   if (error != cudaSuccess) return error;
   const Split split{plan->n_split, plan->split_begin, plan->split_annotator, scratch->split_resp,
                     scratch->split_evidence};

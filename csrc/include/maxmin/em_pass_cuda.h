@@ -9,10 +9,13 @@ extern "C" {
 
 // What depends on the data alone: rows cut into tiles, tiles dealt to clusters. On the device, but for `carry`.
 typedef struct maxmin_em_cuda_plan {
-  const void* tiles;               // maxmin::em::Tile, 256 bytes each, 16-byte aligned; weights v of the rows filled in
-  const int32_t* tile_begin;       // (n_clusters + 1)
-  int64_t n_clusters;              // at most what maxmin_em_pass_cuda_clusters says
-  int carry;                       // an annotator may cross tiles
+  const void* tiles;          // maxmin::em::Tile, 256 bytes each, 16-byte aligned; weights v of the rows filled in
+  const int32_t* tile_begin;  // (n_clusters + 1)
+  int64_t n_clusters;         // at most what maxmin_em_pass_cuda_clusters says
+  int carry;                  // an annotator may cross tiles
+  // 5: the pass. To find what bounds it, with 8 heads, at most 4096 features and no carry: 1 loads only, 2 + margins,
+  // 3 + exchange, 4 + posterior; the results then mean nothing.
+  int steps;
   int64_t n_chunks;                // pieces of annotators too long for one cluster
   int64_t n_split;                 // such annotators
   const int32_t* split_begin;      // (n_split + 1) chunks of each

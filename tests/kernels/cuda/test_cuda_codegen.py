@@ -49,7 +49,7 @@ def test_nothing_spills_and_registers_are_within_the_budget(compiled):
     found = {}
     for entry in entries:
         assert spills.search(entry).groups() == ("0", "0"), entry
-        sizes = re.search(r"ConfigILi(\d+)ELi(\d+)ELi(\d+)ELi\d+ELi\d+ELb(\d)", entry)
+        sizes = re.search(r"ConfigILi(\d+)ELi(\d+)ELi(\d+)ELi\d+ELi\d+ELb(\d)ELb1ELi5E", entry)
         if sizes:
             heads, ctas, warps, carry = map(int, sizes.groups())
             registers = int(re.search(r"Used (\d+) registers", entry).group(1))
@@ -67,7 +67,11 @@ def test_the_instructions_that_are_meant(compiled):
     listing = subprocess.run(
         [cuobjdump, "-sass", str(compiled[0])], check=True, capture_output=True, text=True
     )
-    passes = [f for f in listing.stdout.split("Function :")[1:] if "em_pass_kernel" in f]
+    passes = [
+        f
+        for f in listing.stdout.split("Function :")[1:]
+        if "em_pass_kernel" in f and "ELb1ELi5E" in f
+    ]
     assert len(passes) == 2 * len(BUDGET)
     for function in passes:
         # Tensor cores in bfloat16, matrices from shared memory as they are and transposed, boxes and descriptors by

@@ -20,7 +20,7 @@ int visit_emulated(int which, Visit visit) {
     case 0: return visit(Config<8, 2, 4, 6, 3, false, false>{});  // 512 columns
     case 1: return visit(Config<8, 2, 4, 6, 3, true, true>{});
     case 2: return visit(Config<8, 4, 4, 5, 3, true, true>{});     // 1024; an odd ring
-    case 3: return visit(Config<8, 2, 4, 8, 3, true, true>{});     // eight descriptors
+    case 3: return visit(Config<8, 2, 4, 8, 3, true, true>{});     // a longer ring
     case 4: return visit(Config<16, 2, 8, 5, 3, true, true>{});    // 1024; two heads a warp
     case 5: return visit(Config<16, 2, 8, 10, 3, false, true>{});  // as compiled
 #ifndef MAXMIN_QUICK
