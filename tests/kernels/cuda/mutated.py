@@ -21,11 +21,11 @@ RUNS: list[dict[str, Any]] = [
 
 def main(path: str) -> None:
     compiled = ctypes.CDLL(path)
-    given = problem(LONG[2:10], 500, (3, 5), weighted=True)
+    given = problem(LONG[:8], 500, (3, 5), weighted=True)
     truth = exact(given)
     try:
         for options in RUNS:
-            outs = [emulated(Emulator(seed=s, compiled=compiled, **options), given) for s in (1, 2, 3)]  # fmt: skip
+            outs = [emulated(Emulator(seed=s, compiled=compiled, **options), given) for s in (1, 2)]  # fmt: skip
             for out in outs:
                 assert_near(out, truth)
                 assert all(torch.equal(a, b) for a, b in zip(out, outs[0], strict=True))
