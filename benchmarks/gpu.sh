@@ -74,8 +74,7 @@ for part in "${parts[@]}"; do
       fi
       run cuda 300 "$python" -m pytest -q -m gpu tests/kernels/cuda
       run cuda-bench 240 "$python" -m benchmarks.bench_gpu_cuda
-      # Racecheck does not follow asynchronous copies: what it says of the slots is to be read, not to be trusted.
-      for tool in memcheck synccheck; do
+      for tool in memcheck racecheck synccheck; do
         run "cuda-$tool" 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
           "$python" -m pytest -q -m gpu tests/kernels/cuda -k "second_stream"
       done

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[3]
 SOURCES = Path(__file__).parent / "emulated"
 KERNEL = ROOT / "csrc" / "cuda"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+needs_sources = pytest.mark.skipif(
+    COMPILER is None or not KERNEL.is_dir(), reason="needs a C++ compiler and csrc/cuda"
+)
 
 
 def compile_library(target: Path, *flags: str, kernel: Path = KERNEL) -> Path:

@@ -15,7 +15,10 @@ from tests.kernels.cuda.emulator import KERNEL, ROOT
 
 NVCC = shutil.which("nvcc")
 # Not ``codegen``, where a skip is a failure: nvcc is no part of the development environment.
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="needs nvcc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None or not KERNEL.is_dir(), reason="needs nvcc and csrc/cuda"),
+]
 
 # Registers a thread, at most: heads, CTAs, warps -> whole annotators in a tile, annotators that cross tiles.
 BUDGET = {

@@ -7,11 +7,13 @@ import itertools
 import pytest
 import torch
 
+import maxmin_kernels as mk
 from maxmin_kernels import _cuda
-from tests.kernels.cuda.emulator import COMPILER, Emulator, library
+from maxmin_kernels.ops import _registry
+from tests.kernels.cuda.emulator import Emulator, library, needs_sources
 from tests.kernels.cuda.layouts import LONG, SHORT, assert_near, emulated, exact, problem
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+pytestmark = needs_sources
 
 # (emulator, problem); the variants are those of emulated/em_pass.cpp.
 CASES = {
@@ -100,3 +102,22 @@ def test_tiles_are_cut_once_a_pointer(monkeypatch):
     assert _cuda._tiles_of(x, indptr, 8) is first and len(calls) == 1
     indptr[1] = 5
     assert _cuda._tiles_of(x, indptr, 8) is not first and len(calls) == 2
+
+
+def test_through_the_public_face(monkeypatch):
+    """Forced, differentiated, the pointer's tiles cut once."""
+    emulator, calls = Emulator(1, carry=True), []
+    cut = emulator.em_pass_tiles
+    monkeypatch.setattr(emulator, "em_pass_tiles", lambda *a: calls.append(1) or cut(*a))
+    monkeypatch.setattr(_cuda, "native", lambda: emulator)
+    # As on a Hopper GPU.
+    opted = _registry._Implementation(_cuda.em_pass_fwd, lambda *args: None, opt_in=True)
+    monkeypatch.setitem(_registry._implementations["em_pass_fwd"], "cuda", opted)
+    given = problem([3, 40, 0, 7, 50], 130, (2, 3))
+    given["weight"].requires_grad_()
+    with mk.backend("em_pass:cuda"):
+        outs = [mk.em_pass(**given, plan=mk.em_plan(given["indptr"])) for _ in range(2)]
+    assert len(calls) == 1
+    (gradient,) = torch.autograd.grad(outs[0].log_likelihood.sum(), given["weight"])
+    assert torch.equal(gradient, outs[0].grad_weight.detach())
+    assert_near(mk.EMPass(*[out.detach() for out in outs[1]]), exact(given))

@@ -9,12 +9,9 @@ import sys
 
 import pytest
 
-from tests.kernels.cuda.emulator import COMPILER, KERNEL, ROOT, compile_library
+from tests.kernels.cuda.emulator import KERNEL, ROOT, compile_library, needs_sources
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
-]
+pytestmark = [pytest.mark.slow, needs_sources]
 
 # {fault: (file, right, wrong)}
 KERNEL_FILE = "em_pass_kernel.cuh"
