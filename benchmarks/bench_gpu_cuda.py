@@ -51,7 +51,7 @@ def ladder(clock: Clock, given: tuple[torch.Tensor, ...], rounds: int, floor: fl
     begin, end = torch.zeros(8, dtype=torch.int32, device="cuda"), torch.full((8,), 8, dtype=torch.int32, device="cuda")  # fmt: skip
     args = (x, cut.tiles, cut.begin, cut.carry, cut.split_begin, cut.split_annotator, indptr.shape[0] - 1, weight, logs, begin, end, cut.n_chunks)  # fmt: skip
     for steps, name in STEPS.items():
-        taken = milliseconds(clock, lambda s=steps: _cuda.native().em_pass_cuda(*args, s), rounds)  # type: ignore[misc]
+        taken = milliseconds(clock, lambda s=steps: _cuda.native().em_pass_cuda(*args, s), rounds)
         print(f"  {name:12}{taken:8.3f} ms {100 * floor / taken:5.0f} % of the copy rate", flush=True)  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def main() -> int:
         if not error < 1e-3:
             return 1
         for name in ("cuda", "triton"):
-            taken = milliseconds(clock, lambda b=name, g=given: by(b, g), args.rounds)  # type: ignore[misc]
+            taken = milliseconds(clock, lambda b=name, g=given: by(b, g), args.rounds)
             print(f"  {name:12}{taken:8.3f} ms {100 * floor / taken:5.0f} % of the copy rate", flush=True)  # fmt: skip
         if (n_features, n_heads, size) == SHAPES[0]:
             ladder(clock, given, args.rounds, floor)

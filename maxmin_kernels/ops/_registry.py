@@ -173,6 +173,15 @@ def backends_of(operation: str) -> dict[str, list[str]]:
     }
 
 
+def opt_in(operation: str, backend_name: str) -> bool:
+    """Does that backend serve the operation only where it is forced?"""
+    return any(
+        impls[backend_name].opt_in
+        for op, impls in _implementations.items()
+        if operation_of(op) == operation and backend_name in impls
+    )
+
+
 def operations() -> list[str]:
     """Names of all operations."""
     return list(dict.fromkeys(operation_of(op) for op in _implementations))
