@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything a GPU is needed for, from one command: correctness of every kernel on the device, benchmarks, sanitizer.
 #
-#   bash benchmarks/gpu.sh [--part correctness|bench|sanitize]... [--only em_pass] [--wheels FOLDER]
+#   bash benchmarks/gpu.sh [--part correctness|bench|sanitize|cuda]... [--only em_pass] [--wheels FOLDER]
 #
 # Needs what the machine has: Python with torch and triton, numpy. No network. Python packages that are missing (pytest,
 # pytest-xdist) are installed from the wheels in --wheels, if there are any. Each part has a time limit of its own; the
-# first two take less than ten minutes together. Results go to benchmarks/results/<device>.json.
+# first two take less than ten minutes together. Results go to benchmarks/results/<device>.json. `cuda` is the opt-in EM pass of
+# csrc/cuda on a Hopper GPU: compiled there unless maxmin_kernels/_C.abi3.so was brought along, tried, timed step by step, sanitized.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +16,7 @@ while [ $# -gt 0 ]; do
     --part) parts+=("$2"); shift 2 ;;
     --only) only="$2"; shift 2 ;;
     --wheels) wheels="$2"; shift 2 ;;
-    *) sed -n '2,9p' "$0"; exit 2 ;;
+    *) sed -n '2,10p' "$0"; exit 2 ;;
   esac
 done
 [ ${#parts[@]} -gt 0 ] || parts=(correctness bench)
@@ -67,7 +68,18 @@ for part in "${parts[@]}"; do
           "$python" -m benchmarks.bench_gpu --smoke ${only:+--only "$only"}
       done
       ;;
-    *) echo "gpu.sh: --part: expected correctness, bench or sanitize, got $part" >&2; exit 2 ;;
+    cuda)
+      if ! "$python" -c 'from maxmin_kernels import _cuda; import sys; sys.exit(bool(_cuda.load()))'; then
+        run cuda-build 300 env MAXMIN_CUDA=1 "$python" setup.py -q build_ext --inplace
+      fi
+      run cuda 300 "$python" -m pytest -q -m gpu tests/kernels/cuda
+      run cuda-bench 240 "$python" -m benchmarks.bench_gpu_cuda
+      for tool in memcheck racecheck synccheck; do
+        run "cuda-$tool" 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          "$python" -m pytest -q -m gpu tests/kernels/cuda -k "second_stream"
+      done
+      ;;
+    *) echo "gpu.sh: --part: expected correctness, bench, sanitize or cuda, got $part" >&2; exit 2 ;;
   esac
 done
 exit $status

@@ -54,7 +54,7 @@ BACKWARD = {
 
 def operations() -> str:
     """What serves what, from the registry itself."""
-    from maxmin_kernels.ops import backends_of, operations
+    from maxmin_kernels.ops import backends_of, operations, opt_in
 
     rows = []
     for operation in sorted(operations()):
@@ -63,7 +63,10 @@ def operations() -> str:
         rows.append(
             [
                 f"`{operation}`",
-                ", ".join(by_direction["fwd"]),
+                ", ".join(
+                    f"{name} (when forced)" if opt_in(operation, name) else name
+                    for name in by_direction["fwd"]
+                ),
                 ", ".join(backward) if backward else BACKWARD[operation],
             ]
         )

@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from maxmin_kernels.ops._registry import backend, backends_of, call, operations
+from maxmin_kernels.ops._registry import backend, backends_of, call, operations, opt_in
 
-__all__ = ["backend", "backends_of", "call", "operations"]
+__all__ = ["backend", "backends_of", "call", "operations", "opt_in"]
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -38,6 +38,7 @@ _library = torch.library.Library("maxmin", "DEF")
 class _Implementation:
     function: Callable[..., Any]
     supports: Callable[..., str | None]
+    opt_in: bool = False
 
 
 _implementations: dict[str, dict[str, _Implementation]] = {}
@@ -113,8 +114,11 @@ def choose(op: str, args: tuple[Any, ...]) -> _Implementation:
         return available[name]
     device = _device_of(args)
     for candidate in _ORDER.get(device, _ORDER["other"]):
-        if candidate in available and available[candidate].supports(*args) is None:
-            return available[candidate]
+        implementation = available.get(candidate)
+        if implementation is None or implementation.opt_in:
+            continue
+        if implementation.supports(*args) is None:
+            return implementation
     raise ValueError(f"{operation_of(op)}: no backend serves device {device!r}")
 
 
@@ -137,9 +141,13 @@ def implement(
     function: Callable[..., Any],
     *,
     supports: Callable[..., str | None] = lambda *args: None,
+    opt_in: bool = False,
 ) -> None:
-    """Give ``op`` an implementation; ``function`` takes the schema's arguments in order."""
-    _implementations[op][backend_name] = _Implementation(function, supports)
+    """Give ``op`` an implementation; ``function`` takes the schema's arguments in order.
+
+    ``opt_in``: it serves only where it is forced.
+    """
+    _implementations[op][backend_name] = _Implementation(function, supports, opt_in)
 
 
 def differentiate(
@@ -163,6 +171,15 @@ def backends_of(operation: str) -> dict[str, list[str]]:
         for op, impls in _implementations.items()
         if operation_of(op) == operation
     }
+
+
+def opt_in(operation: str, backend_name: str) -> bool:
+    """Does that backend serve the operation only where it is forced?"""
+    return any(
+        impls[backend_name].opt_in
+        for op, impls in _implementations.items()
+        if operation_of(op) == operation and backend_name in impls
+    )
 
 
 def operations() -> list[str]:

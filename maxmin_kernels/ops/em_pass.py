@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import _native, _triton, reference
+from maxmin_kernels import _cuda, _native, _triton, reference
 from maxmin_kernels._checks import accumulation_dtype
 from maxmin_kernels.ops._registry import define, differentiate, implement
 
@@ -100,4 +100,6 @@ implement(
     _triton.kernels("em_pass", "em_pass_fwd"),
     supports=lambda *args: _triton.heads_refusal(args[2].shape[0]) or _triton.refusal(args[0]),
 )
+# It has not run on a GPU: whoever wants it asks for it.
+implement("em_pass_fwd", "cuda", _cuda.em_pass_fwd, supports=_cuda.em_pass_refusal, opt_in=True)
 differentiate("em_pass_fwd", _backward, _setup_context)

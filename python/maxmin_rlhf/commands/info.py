@@ -35,9 +35,14 @@ def gather() -> dict[str, Any]:
     reasons = {name: _why_not(name) for name in _registry.BACKENDS}
     serves: dict[str, dict[str, dict[str, str | None]]] = {}
     for operation in _registry.operations():
+        forced = {
+            name: "serves where it is forced"
+            for name in _registry.BACKENDS
+            if _registry.opt_in(operation, name)
+        }
         serves[operation] = {
             direction: {
-                name: reasons[name] if name in having else "not implemented"
+                name: reasons[name] or forced.get(name) if name in having else "not implemented"
                 for name in _registry.BACKENDS
             }
             for direction, having in _registry.backends_of(operation).items()

@@ -1,0 +1,207 @@
+"""The compiled CUDA kernels: what they serve, and the EM pass around the one that reads the features once.
+
+Opt-in: they are compiled and have been run on a device in software, thread by thread, never on a GPU. Nothing chooses
+them but ``MAXMIN_BACKEND=em_pass:cuda`` or ``with maxmin_kernels.backend("em_pass:cuda")``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from maxmin_kernels import _native, reference
+
+# Features at most, by padded heads (csrc/cuda/em_pass_variants.h).
+COLUMNS = {8: 8192, 16: 4096}
+# Longer annotators are shared by clusters.
+CHUNK_ROWS = 4096
+_TILE_ROWS, _TILE_BYTES = 32, 256
+
+
+def native() -> Any:
+    """The compiled operations."""
+    return torch.ops.maxmin_native
+
+
+def load() -> str | None:
+    """``None`` when the CUDA kernels are compiled in, else the reason why they are not there."""
+    why_not = _native.load()
+    if why_not is None and not hasattr(native(), "em_pass_cuda"):
+        why_not = "the compiled library was built without CUDA (MAXMIN_CUDA=1 asks for it)"
+    return why_not
+
+
+def em_pass_refusal(
+    features: Tensor,
+    indptr: Tensor,
+    weight: Tensor,
+    log_weights: Tensor,
+    chosen: Tensor | None,
+    rejected: Tensor | None,
+    choice_indptr: Tensor | None,
+    mixture_indptr: Tensor | None,
+    comparison_weight: Tensor | None,
+    label_noise: float,
+    hard: bool,
+    temperature: float,
+    plan: list[Tensor],
+) -> str | None:
+    """Why the CUDA kernels cannot serve this pass (``None``: they can)."""
+    (n_rows, n_features), n_heads = features.shape, weight.shape[0]
+    if chosen is not None:
+        return "it serves rows, got an item table with chosen and rejected"
+    if choice_indptr is not None:
+        return "it serves pairs, got choice sets (choice_indptr)"
+    if hard or label_noise or temperature != 1.0:
+        return f"it serves plain soft EM, got hard={hard}, label_noise={label_noise}, temperature={temperature}"
+    if features.dtype != torch.bfloat16:
+        return f"it serves bfloat16 features, got {features.dtype}"
+    if not 1 <= n_heads <= 16:
+        return f"it serves 1 to 16 heads, got {n_heads}"
+    most = COLUMNS[_padded(n_heads)]
+    if not 1 <= n_features <= most:
+        return f"with {n_heads} heads it serves 1 to {most} features, got {n_features}"
+    if not 1 <= n_rows < 2**31 - _TILE_ROWS:
+        return f"it serves 1 to 2^31 rows, got {n_rows}"
+    if features.stride(1) != 1 or features.stride(0) % 8 or features.data_ptr() % 16:
+        return (
+            "it serves rows without gaps whose base and pitch are multiples of 16 bytes, got strides "
+            f"{tuple(features.stride())} of 2 bytes at an address that leaves {features.data_ptr() % 16}"
+        )
+    return _device_refusal(features.device) or load()
+
+
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"it serves tensors on an NVIDIA GPU, got one on {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (9, 0):  # sm_90a runs nowhere else
+        return f"it serves compute capability 9.0 (Hopper), got {capability[0]}.{capability[1]}"
+    return None
+
+
+def _padded(n_heads: int) -> int:
+    return 8 if n_heads <= 8 else 16
+
+
+class _Tiles(NamedTuple):
+    tiles: Tensor  # (T, 256) uint8
+    begin: Tensor
+    carry: bool
+    split_begin: Tensor
+    split_annotator: Tensor
+    n_chunks: int
+    present: Tensor | None  # annotators with a row; None: all
+
+
+# The tiles of a pointer are cut once, while it lives and is not written to: {indptr: (version, {kernel: tiles})}.
+_cut: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _tiles_of(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
+    """Waits for the device when it sees ``indptr`` for the first time: not while a CUDA graph is captured."""
+    version = 0 if indptr.is_inference() else indptr._version
+    known = _cut.get(indptr)
+    if known is None or known[0] != version:
+        known = _cut[indptr] = (version, {})
+    kernel = (features.device, heads, features.shape[1])
+    if kernel not in known[1]:
+        known[1][kernel] = _cut_tiles(features, indptr, heads)
+    return known[1][kernel]
+
+
+def _cut_tiles(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
+    ops, device = native(), features.device
+    sizes = indptr.diff().cpu()
+    present = sizes.nonzero().flatten()
+    # The kernel follows these numbers into memory.
+    if int(sizes.min()) < 0 or int(indptr[0]) != 0 or int(indptr[-1]) != features.shape[0]:
+        raise ValueError(
+            f"indptr: expected 0 to {features.shape[0]} without a step down, got "
+            f"{int(indptr[0])} to {int(indptr[-1])} and a smallest step of {int(sizes.min())}"
+        )
+    full = present.numel() == sizes.numel()
+    sizes = sizes[present].contiguous()
+    carry = ops.em_pass_wants_carry(sizes)
+    clusters = ops.em_pass_clusters(features, heads, carry)
+    tiles, begin, split_begin, split_annotator = ops.em_pass_tiles(
+        sizes, carry, clusters, CHUNK_ROWS
+    )
+    return _Tiles(
+        tiles.view(-1, _TILE_BYTES).to(device),
+        begin.to(device),
+        carry,
+        split_begin.to(device),
+        split_annotator.to(device),
+        int(split_begin[-1]),
+        None if full else present.to(device),
+    )
+
+
+def _weighted(tiles: Tensor, comparison_weight: Tensor) -> Tensor:
+    """The tiles with a weight for each row, at byte 128 of 256; 0 past the end."""
+    offsets = torch.arange(_TILE_ROWS, device=tiles.device)
+    rows = tiles[:, :8].contiguous().view(torch.int64) + offsets
+    inside = offsets < tiles[:, 16:20].contiguous().view(torch.int32)
+    v = comparison_weight.float()[rows.clamp(max=comparison_weight.shape[0] - 1)]
+    v = torch.where(inside, v, 0.0)
+    return torch.cat([tiles[:, :128], v.contiguous().view(torch.uint8)], 1)
+
+
+def em_pass_fwd(
+    features: Tensor,
+    indptr: Tensor,
+    weight: Tensor,
+    log_weights: Tensor,
+    chosen: Tensor | None,
+    rejected: Tensor | None,
+    choice_indptr: Tensor | None,
+    mixture_indptr: Tensor | None,
+    comparison_weight: Tensor | None,
+    label_noise: float,
+    hard: bool,
+    temperature: float,
+    plan: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(2)-(6), (8) and the masses of pairs, as the schema of ``maxmin::em_pass_fwd`` says."""
+    n_heads, heads = weight.shape[0], _padded(weight.shape[0])
+    cut = _tiles_of(features, indptr, heads)
+    # Heads that fill up are a mixture of their own, whose results are thrown away.
+    w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
+    w[:n_heads] = weight
+    logs = weight.new_zeros(heads, dtype=torch.float32)
+    logs[:n_heads] = log_weights
+    if mixture_indptr is None:
+        mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
+    head = torch.arange(heads, device=indptr.device)
+    bounds = torch.cat([mixture_indptr, mixture_indptr.new_full((1,), heads)])
+    mixture = torch.searchsorted(bounds, head, right=True)
+    log_resp, evidence, mass, gradient = native().em_pass_cuda(
+        features,
+        cut.tiles if comparison_weight is None else _weighted(cut.tiles, comparison_weight),
+        cut.begin,
+        cut.carry,
+        cut.split_begin,
+        cut.split_annotator,
+        indptr.shape[0] - 1 if cut.present is None else cut.present.shape[0],
+        w,
+        logs,
+        bounds[mixture - 1].to(torch.int32),
+        bounds[mixture].to(torch.int32),
+        cut.n_chunks,
+    )
+    log_resp, mass = log_resp[:, :n_heads], mass[:n_heads]
+    # Every head of a mixture holds its evidence.
+    first = mixture_indptr[:-1].clamp(max=heads - 1)
+    log_likelihood = torch.where(mixture_indptr.diff() > 0, evidence[first], -torch.inf)
+    if cut.present is not None:  # of annotators without a row there is the prior
+        prior = reference.mixture_posterior(logs[None, :n_heads].double(), mixture_indptr, False, 1.0)  # fmt: skip
+        n_absent = indptr.shape[0] - 1 - cut.present.shape[0]
+        log_likelihood = log_likelihood + n_absent * prior[0][0]
+        mass = mass + n_absent * prior[1][0].exp()
+        every = prior[1].float().repeat(indptr.shape[0] - 1, 1)
+        log_resp = every.index_copy(0, cut.present, log_resp)
+    return log_likelihood, log_resp.contiguous(), mass, gradient[:n_heads]

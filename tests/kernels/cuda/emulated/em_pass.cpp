@@ -1,0 +1,108 @@
+// csrc/cuda's own kernel, tile cutter and joining launches as a library that needs no device: the same calls as the
+// binding's.
+#include "device.h"
+//
+#include "banks.h"
+#include "em_pass_join.cuh"
+#include "em_pass_kernel.cuh"
+#include "em_pass_variants.h"
+#include "maxmin/em_pass_cuda.h"
+
+using namespace maxmin::em;
+
+namespace {
+
+// Small variants that exercise what the large ones do, quickly: a number each, and two that are compiled for the
+// device.
+template <class Visit>
+int visit_emulated(int which, Visit visit) {
+  switch (which) {
+    case 0: return visit(Config<8, 2, 4, 6, 3, false, false>{});  // 512 columns
+    case 1: return visit(Config<8, 2, 4, 6, 3, true, true>{});
+    case 2: return visit(Config<8, 4, 4, 5, 3, true, true>{});     // 1024; an odd ring
+    case 3: return visit(Config<8, 2, 4, 8, 3, true, true>{});     // a longer ring
+    case 4: return visit(Config<16, 2, 8, 5, 3, true, true>{});    // 1024; two heads a warp
+    case 5: return visit(Config<16, 2, 8, 10, 3, false, true>{});  // as compiled
+#ifndef MAXMIN_QUICK
+    case 6: return visit(Config<8, 4, 16, 6, 3, true, true>{});   // as compiled: 4096
+    case 7: return visit(Config<16, 8, 8, 10, 3, true, true>{});  // as compiled: 4096
+#endif
+  }
+  return 1;
+}
+
+template <class Kernel>
+void for_each_thread(int64_t n, Kernel kernel) {
+  blockDim.x = 64;
+  for (int64_t at = 0; at < (n + 63) / 64 * 64; ++at) {
+    blockIdx.x = static_cast<unsigned>(at / 64);
+    threadIdx.x = static_cast<unsigned>(at % 64);
+    kernel();
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int bank_conflicts(int heads, int warps) {
+  if (heads == 8) return warps == 8 ? banks::conflicts_of_pass<8, 8>() : banks::conflicts_of_pass<8, 16>();
+  return warps == 8 ? banks::conflicts_of_pass<16, 8>() : banks::conflicts_of_pass<16, 16>();
+}
+
+int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
+
+// Called twice: without places to write to it says how much there is.
+void cut_tiles(const int64_t* sizes, int64_t n, int carry, int64_t n_clusters, int64_t chunk_rows, int64_t counts[2],
+               void* tiles, int32_t* begin, int32_t* split_begin, int64_t* split_annotator) {
+  const Tiles cut = TileCutter(sizes, n, carry, chunk_rows).cut(n_clusters);
+  counts[0] = static_cast<int64_t>(cut.tiles.size());
+  counts[1] = static_cast<int64_t>(cut.split_annotator.size());
+  if (!tiles) return;
+  std::memcpy(tiles, cut.tiles.data(), cut.tiles.size() * sizeof(Tile));
+  std::copy(cut.begin.begin(), cut.begin.end(), begin);
+  std::copy(cut.split_begin.begin(), cut.split_begin.end(), split_begin);
+  std::copy(cut.split_annotator.begin(), cut.split_annotator.end(), split_annotator);
+}
+
+// As maxmin_em_pass_cuda; the seed decides the interleaving. 0, 1 no such variant, 2 stuck (said on stdout).
+int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
+            const void* features, int64_t n_rows, int64_t stride_row, const maxmin_em_cuda_outputs* out,
+            const maxmin_em_cuda_scratch* scratch) {
+  const Arguments a{static_cast<const Tile*>(plan->tiles),
+                    plan->tile_begin,
+                    heads->weight,
+                    heads->log_weights,
+                    heads->mixture_begin,
+                    heads->mixture_end,
+                    out->log_resp,
+                    scratch->evidence_parts,
+                    scratch->mass_parts,
+                    scratch->gradient_parts,
+                    reinterpret_cast<float2*>(scratch->chunk_sums),
+                    scratch->chunk_gradients,
+                    heads->n_features};
+  const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
+  const int result = visit_emulated(which, [&](auto variant) {
+    using F = decltype(variant);
+    if (heads->n_heads != F::H || heads->n_features > F::kColumns || plan->carry != F::kCarry) return 1;
+    for (int q = 0; q < plan->n_clusters; ++q) {
+      const char* error = device::run(F::C, F::kThreads, F::kBytes, q, seed, [&] { em_pass_kernel<F>(map, a); });
+      if (error) {
+        std::printf("variant %d, seed %u: %s\n", which, seed, error);
+        std::fflush(stdout);
+        return 2;
+      }
+    }
+    return 0;
+  });
+  if (result) return result;
+  const Split split{plan->n_split, plan->split_begin, plan->split_annotator, scratch->split_resp,
+                    scratch->split_evidence};
+  const int H = static_cast<int>(heads->n_heads);
+  for_each_thread(split.n_split * H, [&] { split_posterior_kernel(a, split, H); });
+  for_each_thread(H * heads->n_features,
+                  [&] { join_kernel(a, split, H, plan->n_clusters, out->evidence, out->mass, out->gradient); });
+  return 0;
+}
+}

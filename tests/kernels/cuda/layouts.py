@@ -1,0 +1,60 @@
+"""Problems for the emulated pass, and how far it may be from the reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import maxmin_kernels as mk
+from maxmin_kernels import _cuda
+from tests.kernels.cuda.emulator import Emulator
+
+SHORT = [1, 31, 32, 5, 7, 20, 1, 1, 0, 30, 17, 16, 32, 3, 9, 8, 8, 8, 25, 2]
+LONG = [1, 33, 32, 0, 64, 5, 100, 7, 31, 300, 2, 129, 17, 40]
+
+
+def problem(
+    sizes: Sequence[int], n_features: int, mixtures: Sequence[int], weighted: bool = False
+) -> dict[str, Any]:
+    """Random pairs, in rows of a pitch that the tensor map takes; ``sizes``: of the annotators."""
+    torch.manual_seed(n_features)
+    indptr = torch.tensor([0, *sizes]).cumsum(0)
+    rows, n_heads, pitch = int(indptr[-1]), sum(mixtures), (n_features + 7) // 8 * 8
+    return {
+        "features": torch.randn(rows, pitch).to(torch.bfloat16)[:, :n_features],
+        "indptr": indptr,
+        "weight": 1.5 * torch.randn(n_heads, n_features) / n_features**0.5,
+        "log_weights": torch.randn(n_heads) / 3,
+        "mixture_indptr": torch.tensor([0, *mixtures]).cumsum(0),
+        "comparison_weight": 0.5 + torch.rand(rows) if weighted else None,
+    }
+
+
+def emulated(emulator: Emulator, given: dict[str, Any]) -> mk.EMPass:
+    """The backend's own pass, launcher and all, with the emulator for the compiled operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "native", lambda: emulator)
+        _cuda._cut.clear()
+        head = [given[name] for name in ("features", "indptr", "weight", "log_weights")]
+        options = (given["mixture_indptr"], given["comparison_weight"], 0.0, False, 1.0, [])
+        return mk.EMPass(*_cuda.em_pass_fwd(*head, None, None, None, *options))
+
+
+def exact(given: dict[str, Any]) -> mk.EMPass:
+    def wide(value: Tensor | None) -> Tensor | None:
+        return value.double() if value is not None and value.is_floating_point() else value
+
+    with mk.backend("reference"):
+        return mk.em_pass(**{name: wide(value) for name, value in given.items()})
+
+
+def assert_near(out: mk.EMPass, truth: mk.EMPass) -> None:
+    torch.testing.assert_close(out.log_likelihood, truth.log_likelihood, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.log_resp.double(), truth.log_resp, rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.mass, truth.mass, rtol=0, atol=1e-4)
+    size = truth.grad_weight.abs().amax(1, keepdim=True)
+    assert float(((out.grad_weight - truth.grad_weight) / size).abs().max()) < 1e-5

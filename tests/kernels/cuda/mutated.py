@@ -1,0 +1,55 @@
+"""Runs wrong versions of the emulated pass: ``python -m tests.kernels.cuda.mutated LIBRARY...``.
+
+Says of each, on a line of its own, "noticed", "missed" or "crashed", each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import torch
+
+import maxmin_kernels as mk
+from tests.kernels.cuda.emulator import Emulator
+from tests.kernels.cuda.layouts import LONG, assert_near, emulated, exact, problem
+
+# Emulator options: carried annotators, an odd ring with chunks, eight slots.
+RUNS: list[dict[str, Any]] = [
+    {"variant": 1},
+    {"variant": 2, "chunk_rows": 96},
+    {"variant": 3, "chunk_rows": 64},
+]
+
+
+def verdict(path: str, given: dict[str, Any], truth: mk.EMPass) -> str:
+    compiled = ctypes.CDLL(path)
+    try:
+        for options in RUNS:
+            outs = [emulated(Emulator(seed=s, compiled=compiled, **options), given) for s in (1, 2)]
+            for out in outs:
+                assert_near(out, truth)
+                assert all(torch.equal(a, b) for a, b in zip(out, outs[0], strict=True))
+    except (AssertionError, RuntimeError):
+        return "noticed"
+    return "missed"
+
+
+def main(paths: list[str]) -> None:
+    torch.set_num_threads(1)  # what follows forks
+    given = problem(LONG[:8], 500, (3, 5), weighted=True)
+    truth = exact(given)
+    for path in paths:
+        child = os.fork()
+        if child == 0:
+            found = {"noticed": 0, "missed": 1}[verdict(path, given, truth)]
+            os._exit(found)
+        status = os.waitpid(child, 0)[1]
+        crashed = os.WIFSIGNALED(status)  # it wrote where it must not
+        print("crashed" if crashed else ("noticed", "missed")[os.WEXITSTATUS(status)], flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""What nvcc makes of the CUDA EM pass for sm_90a: no spills, registers within the budget, the instructions that are meant."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cuda.emulator import KERNEL, ROOT
+
+NVCC = shutil.which("nvcc")
+# Not ``codegen``, where a skip is a failure: nvcc is no part of the development environment.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None or not KERNEL.is_dir(), reason="needs nvcc and csrc/cuda"),
+]
+
+# Registers a thread, at most: heads, CTAs, warps -> whole annotators in a tile, annotators that cross tiles.
+BUDGET = {
+    (8, 2, 8): (128, 160),
+    (8, 2, 16): (128, 128),
+    (8, 4, 16): (128, 128),
+    (8, 8, 16): (128, 128),
+    (16, 2, 8): (192, 248),
+    (16, 4, 8): (192, 248),
+    (16, 8, 8): (192, 248),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """(cubin, what ptxas said)"""
+    cubin = tmp_path_factory.mktemp("cubin") / "em_pass.cubin"
+    options = ["-std=c++17", "-O3", "-arch=sm_90a", "-Xptxas=-v", "-cubin"]
+    command = [NVCC, *options, f"-I{ROOT / 'csrc' / 'include'}", str(KERNEL / "em_pass_sm90.cu"), "-o", str(cubin)]  # fmt: skip
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 180
+    return cubin, done.stderr
+
+
+def test_nothing_spills_and_registers_are_within_the_budget(compiled):
+    _, said = compiled
+    entries = re.split(r"Compiling entry function", said)[1:]
+    spills = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+    found = {}
+    for entry in entries:
+        assert spills.search(entry).groups() == ("0", "0"), entry
+        sizes = re.search(r"ConfigILi(\d+)ELi(\d+)ELi(\d+)ELi\d+ELi\d+ELb(\d)ELb1ELi5E", entry)
+        if sizes:
+            heads, ctas, warps, carry = map(int, sizes.groups())
+            registers = int(re.search(r"Used (\d+) registers", entry).group(1))
+            assert registers <= BUDGET[heads, ctas, warps][carry], (sizes.groups(), registers)
+            found[heads, ctas, warps, carry] = registers
+    assert set(found) == {(*key, carry) for key in BUDGET for carry in (0, 1)}
+
+
+def test_the_instructions_that_are_meant(compiled):
+    spec = importlib.util.find_spec("triton")
+    tools = Path(spec.origin).parent / "backends/nvidia/bin" if spec and spec.origin else None
+    cuobjdump = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=tools)
+    if cuobjdump is None:
+        pytest.skip("needs cuobjdump")
+    listing = subprocess.run(
+        [cuobjdump, "-sass", str(compiled[0])], check=True, capture_output=True, text=True
+    )
+    passes = [
+        f
+        for f in listing.stdout.split("Function :")[1:]
+        if "em_pass_kernel" in f and "ELb1ELi5E" in f
+    ]
+    assert len(passes) == 2 * len(BUDGET)
+    for function in passes:
+        # Tensor cores in bfloat16, matrices from shared memory as they are and transposed, boxes and descriptors by
+        # the copy engine, pushes to peers, waits on barriers.
+        for name in ("HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "UTMALDG.2D", "UBLKCP", "STAS.128", "SYNCS"):  # fmt: skip
+            assert name in function, (name, function[:200])

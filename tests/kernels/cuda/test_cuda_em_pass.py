@@ -1,0 +1,123 @@
+"""The CUDA EM pass on a device in software: its own kernel, tile cutter and launcher against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import maxmin_kernels as mk
+from maxmin_kernels import _cuda
+from maxmin_kernels.ops import _registry
+from tests.kernels.cuda.emulator import Emulator, library, needs_sources
+from tests.kernels.cuda.layouts import LONG, SHORT, assert_near, emulated, exact, problem
+
+pytestmark = needs_sources
+
+# (emulator, problem); the variants are those of emulated/em_pass.cpp.
+CASES = {
+    "plain": ({"variant": 0, "carry": False}, (SHORT, 500, (3, 5))),
+    "weighted, 7 heads": ({"variant": 0, "carry": False}, (SHORT, 450, (1, 4, 2), True)),
+    "carried, overlapped": ({"variant": 1}, (LONG, 500, (3, 5), True)),
+    "short ones carried": ({"variant": 1, "carry": True}, (SHORT, 512, (8,))),
+    "chunks, odd ring": ({"variant": 2, "chunk_rows": 96}, (LONG[:10], 1000, (3, 5), True)),
+    "more clusters than work": (
+        {"variant": 3, "chunk_rows": 64, "clusters": 9},
+        (LONG[:6], 450, (8,)),
+    ),
+    "16 heads": ({"variant": 4, "chunk_rows": 96}, (LONG[4:], 1000, (1, 3, 12), True)),
+    "9 heads, as compiled": ({"variant": 5, "carry": False}, (SHORT[:9], 1000, (4, 5))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_emulated(name):
+    options, given = CASES[name]
+    given = problem(*given)
+    outs = [emulated(Emulator(seed=seed, **options), given) for seed in (1, 2)]
+    assert_near(outs[0], exact(given))
+    # The interleaving of threads and copies changes no bit.
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "mixtures"), [(6, (3, 5)), (7, (4, 12))])
+def test_emulated_as_compiled(variant, mixtures):
+    given = problem([1, 33, 40, 5, 7, 90, 11], 4096, mixtures)
+    assert_near(emulated(Emulator(variant), given), exact(given))
+
+
+@pytest.mark.parametrize("heads", [8, 16])
+@pytest.mark.parametrize("warps", [8, 16])
+def test_shared_memory_has_no_bank_conflicts(heads, warps):
+    assert library().bank_conflicts(heads, warps) == 0
+
+
+def cut(sizes, carry, clusters, chunk_rows=4096):
+    """{name: column} of the tiles, and the other three."""
+    sizes = torch.tensor(sizes)
+    tiles, *rest = Emulator(0).em_pass_tiles(sizes, carry, clusters, chunk_rows)
+    whole = tiles[:, :32].contiguous()
+    names = ("rows", "annotators", "flags", "chunk")
+    columns = dict(zip(names, whole[:, 16:].contiguous().view(torch.int32).T, strict=True))
+    return {"row0": whole[:, :16].contiguous().view(torch.int64)[:, 0], **columns}, *rest
+
+
+@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize("clusters", [1, 3, 40])
+def test_tiles_cover_every_row_once(carry, clusters):
+    torch.manual_seed(clusters)
+    sizes = torch.randint(1, 33, (200,)).tolist()
+    if carry:
+        sizes[7], sizes[100] = 5000, 333
+    tiles, begin, split_begin, split_annotator = cut(sizes, carry, clusters, 1024)
+    assert torch.equal(tiles["row0"][1:], tiles["row0"][:-1] + tiles["rows"][:-1])
+    assert int(tiles["row0"][0]) == 0 and int(tiles["rows"].sum()) == sum(sizes)
+    assert int(begin[0]) == 0 and int(begin[-1]) == len(tiles["rows"])
+    # No cluster begins within an annotator's chunk.
+    inner = begin[:-1][begin[:-1] < len(tiles["rows"])].long()
+    assert not (tiles["flags"][inner] & 1).any()
+    assert split_annotator.tolist() == ([7] if carry else [])
+    assert split_begin.tolist() == ([0, 5] if carry else [0])
+    assert tiles["chunk"][tiles["chunk"] >= 0].tolist() == ([0, 1, 2, 3, 4] if carry else [])
+    # Clusters get equal shares but for what is left of an annotator or chunk.
+    rows = torch.stack([tiles["rows"][a:b].sum() for a, b in itertools.pairwise(begin)])
+    assert int(rows.max()) <= sum(sizes) / clusters + (1024 if carry else 32)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "carry"),
+    [([32] * 9, False), ([4] * 100, False), ([20] * 50, True), ([33], True), ([5], False)],
+)
+def test_annotators_cross_tiles_where_tiles_would_stay_empty(sizes, carry):
+    assert Emulator(0).em_pass_wants_carry(torch.tensor(sizes)) == carry
+
+
+def test_tiles_are_cut_once_a_pointer(monkeypatch):
+    emulator, calls = Emulator(0, carry=False), []
+    monkeypatch.setattr(_cuda, "native", lambda: calls.append(1) or emulator)
+    x, indptr = torch.ones(10, 64, dtype=torch.bfloat16), torch.tensor([0, 4, 10])
+    first = _cuda._tiles_of(x, indptr, 8)
+    assert _cuda._tiles_of(x, indptr, 8) is first and len(calls) == 1
+    indptr[1] = 5
+    assert _cuda._tiles_of(x, indptr, 8) is not first and len(calls) == 2
+
+
+def test_through_the_public_face(monkeypatch):
+    """Forced, differentiated, the pointer's tiles cut once."""
+    emulator, calls = Emulator(1, carry=True), []
+    cut = emulator.em_pass_tiles
+    monkeypatch.setattr(emulator, "em_pass_tiles", lambda *a: calls.append(1) or cut(*a))
+    monkeypatch.setattr(_cuda, "native", lambda: emulator)
+    # As on a Hopper GPU.
+    opted = _registry._Implementation(_cuda.em_pass_fwd, lambda *args: None, opt_in=True)
+    monkeypatch.setitem(_registry._implementations["em_pass_fwd"], "cuda", opted)
+    given = problem([3, 40, 0, 7, 50], 130, (2, 3))
+    given["weight"].requires_grad_()
+    with mk.backend("em_pass:cuda"):
+        outs = [mk.em_pass(**given, plan=mk.em_plan(given["indptr"])) for _ in range(2)]
+    assert len(calls) == 1
+    (gradient,) = torch.autograd.grad(outs[0].log_likelihood.sum(), given["weight"])
+    assert torch.equal(gradient, outs[0].grad_weight.detach())
+    assert_near(mk.EMPass(*[out.detach() for out in outs[1]]), exact(given))

@@ -1,0 +1,91 @@
+"""Wrong versions of the CUDA kernel are noticed by the tests of the emulated pass."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.cuda.emulator import KERNEL, ROOT, compile_library, needs_sources
+
+pytestmark = [pytest.mark.slow, needs_sources]
+
+# {fault: (file, right, wrong)}
+KERNEL_FILE = "em_pass_kernel.cuh"
+MUTANTS = {
+    "none": (KERNEL_FILE, "if (n > 0) margins(0);", "if (n > 0) margins(0);"),
+    "one inbox for two": (KERNEL_FILE, "(e * C + me) * (F::kInbox / 4)", "me * (F::kInbox / 4)"),
+    "no barrier after the posterior": (
+        KERNEL_FILE,
+        "    named_barrier<1, F::kThreads>();\n  };\n\n  auto gradient",
+        "  };\n\n  auto gradient",
+    ),
+    "an inbox not armed": (
+        KERNEL_FILE,
+        "if (tid == 0) mbar_expect(got + e, C * F::kInbox);",
+        "",
+    ),
+    "a slot refilled before its last read": (
+        KERNEL_FILE,
+        "const uint32_t x0 = own_box + ((2 * i + r)",
+        "if (r == 0) release(i, 0);\n        const uint32_t x0 = own_box + ((2 * i + r)",
+    ),
+    "a descriptor brought too early": (
+        KERNEL_FILE,
+        "i + kDescriptors - 1 < n) describe(i + kDescriptors - 1);",
+        "i + kDescriptors < n) describe(i + kDescriptors);",
+    ),
+    "the carried sum forgotten": (KERNEL_FILE, "if (began_before) {", "if (false) {"),
+    "sums across annotators": (
+        KERNEL_FILE,
+        "if (lane - o >= first) x += y;",
+        "if (lane >= o) x += y;",
+    ),
+    "the carried gradient not cleared": (
+        KERNEL_FILE,
+        "acc[0][k][b][j] += g * acc[kCarry][k][b][j];\n              acc[kCarry][k][b][j] = 0.f;",
+        "acc[0][k][b][j] += g * acc[kCarry][k][b][j];",
+    ),
+    "two parts of a weight for three": (
+        KERNEL_FILE,
+        "for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? bf16_rest(v[i]) : 0.f;",
+    ),
+    "a chunk left out": (
+        "em_pass_join.cuh",
+        "for (int64_t c = split.begin[n]; c < split.begin[n + 1]; ++c) whole",
+        "for (int64_t c = split.begin[n] + 1; c < split.begin[n + 1]; ++c) whole",
+    ),
+}
+
+
+def compile_mutant(name, folder):
+    file, right, wrong = MUTANTS[name]
+    sources = folder / name.replace(" ", "-")
+    shutil.copytree(KERNEL, sources)
+    source = (sources / file).read_text()
+    assert source.count(right) == 1, right
+    (sources / file).write_text(source.replace(right, wrong))
+    return compile_library(sources / "mutant.so", "-DMAXMIN_QUICK", kernel=sources)
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """{mutant: "noticed", "missed" or "crashed"}"""
+    folder = tmp_path_factory.mktemp("mutants")
+    libraries = [str(compile_mutant(name, folder)) for name in MUTANTS]
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "tests.kernels.cuda.mutated", *libraries]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line in ("noticed", "missed", "crashed")]
+    return dict(zip(MUTANTS, said, strict=True))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_kernel_is_noticed(verdicts, name):
+    assert verdicts[name] in (["missed"] if name == "none" else ["noticed", "crashed"])

@@ -1,0 +1,98 @@
+"""The CUDA backend serves only where it is forced to, and says in words what it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import maxmin_kernels as mk
+from maxmin_kernels import _cuda
+from maxmin_kernels.ops import _registry
+
+
+def arguments(n_rows=8, n_features=64, n_heads=3, dtype=torch.bfloat16, **options):
+    x = torch.ones(n_rows, n_features, dtype=dtype)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    return (
+        (x, torch.tensor([0, n_rows]), torch.ones(n_heads, n_features, dtype=real), torch.zeros(n_heads, dtype=real)),
+        options,
+    )  # fmt: skip
+
+
+def sliced():
+    (x, *rest), options = arguments(n_features=61)
+    return (x, *rest), options
+
+
+def shifted():
+    (_, *rest), options = arguments()
+    return (torch.ones(8, 72, dtype=torch.bfloat16)[:, 1:65], *rest), options
+
+
+def transposed():
+    (_, *rest), options = arguments()
+    return (torch.ones(64, 8, dtype=torch.bfloat16).T, *rest), options
+
+
+ITEMS = {"chosen": torch.zeros(8, dtype=torch.int64), "rejected": torch.ones(8, dtype=torch.int64)}
+REASONS = {
+    "items": (arguments(**ITEMS), "it serves rows, got an item table"),
+    "hard": (arguments(hard=True), "plain soft EM, got hard=True"),
+    "noise": (arguments(label_noise=0.1), "label_noise=0.1"),
+    "tempered": (arguments(temperature=2.0), "temperature=2.0"),
+    "float16": (arguments(dtype=torch.float16), "bfloat16 features, got torch.float16"),
+    "float64": (arguments(dtype=torch.float64), "bfloat16 features, got torch.float64"),
+    "17 heads": (arguments(n_heads=17), "1 to 16 heads, got 17"),
+    "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
+    "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
+    "no rows": (arguments(n_rows=0), "rows, got 0"),
+    "odd pitch": (sliced(), r"multiples of 16 bytes, got strides \(61, 1\)"),
+    "odd base": (shifted(), "at an address that leaves 2"),
+    "columns": (transposed(), r"got strides \(1, 8\)"),
+    "on a CPU": (arguments(), "an NVIDIA GPU, got one on cpu"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_forced_it_says_why_not(name):
+    (given, options), message = REASONS[name]
+    with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match=f"'cuda' cannot serve .*{message}"):  # fmt: skip
+        mk.em_pass(*given, **options)
+
+
+def test_choice_sets_are_not_served():
+    (x, _, *rest), _ = arguments()
+    with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match="it serves pairs, got choice"):
+        mk.em_pass(x, torch.tensor([0, 4]), *rest, choice_indptr=torch.tensor([0, 2, 4, 6, 8]))
+
+
+def test_another_architecture_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    assert "9.0 (Hopper), got 10.0" in _cuda._device_refusal(torch.device("cuda"))
+
+
+def test_without_the_kernels_it_says_so(monkeypatch):
+    monkeypatch.setattr(_cuda._native, "load", lambda: None)
+    monkeypatch.setattr(_cuda, "native", lambda: object())
+    assert "built without CUDA" in _cuda.load()
+
+
+def test_it_serves_only_where_it_is_forced(monkeypatch):
+    given, _ = arguments()
+    every = (*given, *[None] * 5, 0.0, False, 1.0, [])
+    opted = _registry._implementations["em_pass_fwd"]["cuda"]
+    assert opted.opt_in
+    able = _registry._Implementation(opted.function, lambda *args: None, opt_in=True)
+    monkeypatch.setitem(_registry._implementations["em_pass_fwd"], "cuda", able)
+    monkeypatch.setitem(_registry._ORDER, "cpu", ("cuda", "cpu", "reference"))
+    assert _registry.choose("em_pass_fwd", every) is not able
+    with mk.backend("em_pass:cuda"):
+        assert _registry.choose("em_pass_fwd", every) is able
+
+
+def test_a_pointer_that_leads_astray_is_refused():
+    x = torch.ones(8, 64, dtype=torch.bfloat16)
+    for indptr in ([0, 9], [0, 5, 3, 8], [1, 8]):
+        with pytest.raises(ValueError, match="indptr: expected 0 to 8 without a step down"):
+            _cuda._cut_tiles(x, torch.tensor(indptr), 8)
