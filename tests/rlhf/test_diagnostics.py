@@ -170,6 +170,10 @@ def test_constants_of_the_theorem():
     assert found.distance.tolist() == [1, 2]
     assert found.lemma == pytest.approx([0.4 * 0.75 / 12, 0.4 * 0.25 / 12])
     assert found.theorem == pytest.approx(np.array([0.3, 0.1]) * 0.5 / (64 * 4 * 5 * 9))
+    flat = np.concatenate([features, np.ones((1, 4, 1))], 2)  # a feature that all have
+    again = published_bounds(flat, [0, 0, 9], [[1, 0, 5], [0, 2, 5]], [0.25, 0.75], matrix, 2.0, 5.0)  # fmt: skip
+    assert again.theorem == pytest.approx(found.theorem)
+    assert again.distance == pytest.approx([1, 2])
 
 
 def test_bad_input():

@@ -14,7 +14,7 @@ from maxmin_rlhf.report.html import escape, interval, number
 from maxmin_rlhf.welfare import diagnostics
 
 Array = NDArray[np.float64]
-_INTERVAL = (2.5, 97.5)  # percentiles
+_ERRORS = 1.96  # standard errors to each side: percentiles would lean up, for noise in a head looks like disagreement
 _PUBLISHED_BETA = 1.0  # the published bounds are about rewards as fitted, in logits
 
 
@@ -33,7 +33,8 @@ def cost(rewards: Array, pooled: Array, beta: float) -> Array:
 def described(rewards: Array, pooled: Array, beta: float, again: Sequence[Array]) -> dict[str, Any]:
     """:func:`cost` with intervals from the same of refits, the policy and beta as they are."""
     value = cost(rewards, pooled, beta)
-    low, high = np.percentile(np.array(again if len(again) else [value]), _INTERVAL, axis=0)
+    error = np.std(again, axis=0, ddof=1) if len(again) > 1 else np.zeros_like(value)
+    low, high = np.maximum(value - _ERRORS * error, 0.0), value + _ERRORS * error
     found = [
         {"value": float(v), "low": float(a), "high": float(b)}
         for v, a, b in zip(value, low, high, strict=True)
@@ -116,7 +117,8 @@ def section(facts: Mapping[str, Any]) -> list[str]:
         html.table(["group", "cost of the pooled reward", *_COLUMNS.values()], paid, [len(names)]),
         html.paragraph(
             f"The cost is what a group loses against its own best choice, in spreads of its reward and less {costs['beta']:.2g} "
-            "times the distance from an even draw: exact for these items and rewards. Right of it, rewards as they were "
+            "times the distance from an even draw: exact for these items and rewards, which lean to more disagreement than there "
+            "is where annotators are few. Intervals by refits. Right of it, rewards as they were "
             "fitted, with a penalty of 1: the same cost in logits; the lower bounds on it that Theorem 1 of the MaxMin-RLHF "
             "paper gives, as printed and as its proof suggests; the distance of the pooled head, and its bound by Lemma 1. "
             "The bounds are far from tight and can fail; the cost itself is what to go by.",

@@ -23,6 +23,7 @@ from maxmin_rlhf.welfare.problem import positive
 
 Array = NDArray[np.float64]
 _INTERVAL = (2.5, 97.5)  # percentiles
+_FLAT = 1e-10  # of the largest eigenvalue: below it a direction has no features
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class PublishedBounds:
         distance: ``(K,)`` ‖φ* − φ*_u‖, which Lemma 1 bounds. lemma: ``(K,)`` its bound.
         theorem: ``(K,)`` Theorem 1's bound on (16) as printed. theorem_squared: ``(K,)`` as its proof suggests.
         epsilon: ``(K,)`` the group's least total variation to another group.
-        feature_norm: D_φ. least_eigenvalue: λ_ψ. lipschitz: L_π.
+        feature_norm: D_φ. least_eigenvalue: λ_ψ on the span of the features, where distances are taken too.
+        lipschitz: L_π.
     """
 
     distance: Array
@@ -187,12 +189,14 @@ def published_bounds(
     np.fill_diagonal(tv, np.inf)
     epsilon = tv.min(1)
     norm = float(np.sqrt((phi**2).sum(2).max()))
-    least = float(max(np.linalg.eigvalsh(gram)[0], 0.0))
+    values, vectors = np.linalg.eigh(gram)
+    spanned = values > _FLAT * max(values[-1], 1e-300)  # what no sample has is nobody's taste
+    least = float(values[spanned].min(initial=np.inf)) if spanned.any() else 0.0
     slope = 2 * norm if lipschitz is None else positive("lipschitz", lipschitz)
     apart = epsilon * (1 - eta)
     scale = least / (64 * positive("beta", beta) ** 2 * slope * norm**2)
     return PublishedBounds(
-        distance=np.linalg.norm(np.asarray(pooled) - w, axis=1),
+        distance=np.linalg.norm((np.asarray(pooled) - w) @ vectors[:, spanned], axis=1),
         lemma=apart / (4 * norm),
         theorem=scale * apart,
         theorem_squared=scale * apart**2,
