@@ -6,7 +6,8 @@ Writes results/active_queries.json. Raters are held out in five folds. Of each, 
 his comparisons without a hidden joke, scored are the others, by the posterior predictive (11). "Active" asks the comparison
 that is expected to tell most about his group, answers being his own; "random" is a mean over several orders. After all
 questions both know the same. Pairs needed: the fewest after which the mean score has made 90 % of the gain that all of them
-make over none. Intervals: bootstrap over raters. "wide" lets active and random choose among all pairs of the visible jokes.
+make over none. Intervals: bootstrap over raters. "wide" lets both choose among all pairs of the visible jokes; "spread"
+does so too, but asks next only about jokes that were asked about least.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ Array = NDArray[np.float64]
 FOLDS, ORDERS, MOST = 5, 8, 40  # MOST questions are followed one by one
 REACH = 0.9
 RESAMPLES = 2000
+WAYS = ("active", "random", "wide active", "wide random", "spread active", "spread random")
 L2 = 1.0
 
 
@@ -36,19 +38,36 @@ def log_choice(margin: Array) -> Array:
     return -np.logaddexp(0.0, -margin)
 
 
-def path(prior: Array, margins: Array, active: bool, rng: np.random.Generator) -> Array:
-    """(MOST + 1, K) log-joint after 0, 1, ... answers; margins (n, K) of chosen over rejected. Few: the last stays."""
+def path(
+    prior: Array,
+    margins: Array,
+    active: bool,
+    rng: np.random.Generator,
+    jokes: NDArray[np.int64] | None = None,
+) -> Array:
+    """(MOST + 1, K) log-joint after 0, 1, ... answers; margins (n, K) of chosen over rejected. Few: the last stays.
+
+    With the ``jokes`` (n, 2) of each pair only those whose jokes were asked about least may be next.
+    """
     joint = np.log(prior)
     steps = np.empty((MOST + 1, len(prior)))
     steps[0] = joint
     left = rng.permutation(len(margins))  # ties of an active choice fall at random
+    uses = np.zeros(0 if jokes is None else jokes.max(initial=0) + 1, np.int64)
     for n in range(1, MOST + 1):
         if left.size:
-            at = 0
+            may = np.arange(left.size)
+            if jokes is not None:
+                asked = uses[jokes[left]].sum(1)
+                may = np.flatnonzero(asked == asked.min())
+            at = int(may[0])
             if active:
                 posterior = np.exp(joint - joint.max())
-                at = int(expected_information(posterior / posterior.sum(), margins[left]).argmax())
+                told = expected_information(posterior / posterior.sum(), margins[left[may]])
+                at = int(may[told.argmax()])
             joint = joint + log_choice(margins[left[at]])
+            if jokes is not None:
+                uses[jokes[left[at]]] += 1
             left = np.delete(left, at)
         steps[n] = joint
     return steps
@@ -60,13 +79,13 @@ def predictive(joint: Array, scored: Array) -> Array:
     return np.logaddexp.reduce(gamma[:, None] + log_choice(scored)[None], 2).sum(1)
 
 
-def every_pair(own: Array, items: NDArray[np.int64], heads: Array) -> Array:
-    """(n, K) margins of all pairs of some jokes that a rater's ratings tell apart."""
+def every_pair(own: Array, items: NDArray[np.int64], heads: Array) -> tuple[Array, NDArray[np.int64]]:  # fmt: skip
+    """(n, K) margins of all pairs of some jokes that a rater's ratings tell apart, and the pairs (n, 2)."""
     first, second = items[np.array(np.triu_indices(items.size, 1))]
     difference = own[first] - own[second]
     first, second = first[np.abs(difference) >= APART], second[np.abs(difference) >= APART]
     ahead = np.sign(own[first] - own[second])
-    return ahead[:, None] * (heads[:, first] - heads[:, second]).T
+    return ahead[:, None] * (heads[:, first] - heads[:, second]).T, np.stack([first, second], 1)
 
 
 def follow(data: PreferenceData, k: int, wide: Array | None, seed: int) -> dict[str, Array]:
@@ -76,7 +95,7 @@ def follow(data: PreferenceData, k: int, wide: Array | None, seed: int) -> dict[
     chosen, rejected = data.chosen.numpy(), data.rejected.numpy()  # type: ignore[union-attr]
     ends = data.indptr.numpy()
     size = (data.n_annotators, MOST + 1)
-    ways = ("active", "random") if wide is None else ("active", "random", "wide active", "wide random")  # fmt: skip
+    ways = WAYS if wide is not None else WAYS[:2]
     out: dict[str, Array] = {way: np.zeros(size) for way in ways}
     out |= {"known " + way: np.zeros(size) for way in ways} | {"agree " + way: np.zeros(size) for way in ways}  # fmt: skip
     out |= {"all": np.zeros((size[0], 1)), "weight": np.zeros(size[0])}
@@ -88,18 +107,19 @@ def follow(data: PreferenceData, k: int, wide: Array | None, seed: int) -> dict[
             own = slice(ends[a], ends[a + 1])
             margins = (heads[:, chosen[own]] - heads[:, rejected[own]]).T
             asked, judged = margins[visible[own]], margins[scored[own]]
+            seen = np.unique(np.concatenate([chosen[own][visible[own]], rejected[own][visible[own]]]))  # fmt: skip
             final = np.log(prior) + log_choice(asked).sum(0)
             out["all"][a] = predictive(final[None], judged)
             out["weight"][a] = len(judged)
             for way in ways:
-                pool = asked
-                if wide is not None and way.startswith("wide"):
-                    items = np.unique(np.concatenate([chosen[own][visible[own]], rejected[own][visible[own]]]))  # fmt: skip
-                    pool = every_pair(wide[a], items, heads)
+                pool, jokes = asked, None
+                if wide is not None and not way.startswith(("active", "random")):
+                    pool, jokes = every_pair(wide[a], seen, heads)
+                    jokes = jokes if way.startswith("spread") else None
                 active = way.endswith("active")
                 times = 1 if active else ORDERS
                 for _ in range(times):
-                    joint = path(prior, pool, active, rng)
+                    joint = path(prior, pool, active, rng, jokes)
                     out[way][a] += predictive(joint, judged) / times
                     posterior = np.exp(joint - np.logaddexp.reduce(joint, 1)[:, None])
                     placed = assign(posterior)
@@ -138,7 +158,7 @@ def summary(found: dict[str, Array], seed: int) -> dict[str, Any]:
             "known_share": known.round(4).tolist(),
             "known_and_as_after_all": (found["agree " + way].mean(0) / np.maximum(known, 1e-9)).round(4).tolist(),
         }  # fmt: skip
-    for prefix in ("", "wide "):
+    for prefix in ("", "wide ", "spread "):
         if prefix + "active" in needs:
             saved = needs[prefix + "random"] - needs[prefix + "active"]
             facts[prefix + "pairs_saved"] = {
