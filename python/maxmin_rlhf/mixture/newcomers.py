@@ -83,7 +83,12 @@ class Newcomer:
         return self
 
     def ask(self, first: Any, second: Any) -> tuple[int, Array]:
-        """Which of the pairs ``(N, D)``, ``(N, D)`` tells most, and what each tells ``(N,)`` in nats."""
+        """Which of the pairs ``(N, D)``, ``(N, D)`` tells most, and what each tells ``(N,)`` in nats.
+
+        Note:
+            Answers count as independent given the group. Answers about one item again and again are not: offer pairs of
+            items that were asked about least, or the posterior becomes sure too soon.
+        """
         m = self._margins(first, second)
         if not len(m):
             raise ValueError("first: expected at least one pair to ask, got none")
