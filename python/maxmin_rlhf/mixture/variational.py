@@ -25,7 +25,7 @@ from maxmin_rlhf.mixture.estimator import check_count, check_number, check_seed
 from maxmin_rlhf.mixture.objective import _differences
 
 Array = NDArray[np.float64]
-_BATCH = 128  # annotators a step
+_BATCH = 16  # annotators a step
 _VALIDATION = 0.1  # share of the annotators that say when to stop
 _SAMPLES = 64  # of z behind a prediction
 
@@ -54,14 +54,16 @@ class _Net(nn.Module):
         super().__init__()
         last = nn.Linear(hidden, 2 * n_latent)
         nn.init.constant_(last.bias[n_latent:], -3.0)  # one comparison says little
-        self.factors = nn.Sequential(nn.Linear(n_features, hidden), nn.Tanh(), last)
+        # What a comparison tells of z it tells by its margins under the directions that heads are made of.
+        self.factors = nn.Sequential(nn.Linear(hidden + 1, hidden), nn.Tanh(), last)
         self.common = nn.Parameter(torch.zeros(n_features))
         self.inner = nn.Linear(n_latent, hidden)
         self.outer = nn.Linear(hidden, n_features, bias=False)
 
     def posterior(self, rows: _Rows, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(A, L) mean and variance of z: N(0, I) times a Gaussian factor for each row."""
-        push, precision = self.factors(rows.features).chunk(2, 1)
+        directions = torch.cat([self.common[None], self.outer.weight.T])
+        push, precision = self.factors(rows.features @ directions.T).chunk(2, 1)
         precision = F.softplus(precision)
         scale = rows.weight if keep is None else rows.weight * keep
         scale = scale[_comparison_of_row(rows)][:, None]
