@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import panels
-from benchmarks.harness import write_study
+from benchmarks.harness import RESULTS, write_study
 from benchmarks.study_jester import ratings
 from maxmin_rlhf import PreferenceData, PreferenceMixture
 from maxmin_rlhf.data import annotator_folds, held_out_masks
@@ -76,7 +77,7 @@ def simplex(data: PreferenceData, o: Options, seed: int) -> tuple[Predict, int]:
 
 
 def variational(data: PreferenceData, o: Options, seed: int) -> tuple[Predict, int]:
-    model = VariationalPreferences(o["latent"], l2=o["l2"], max_epochs=o["epochs"], patience=6, random_state=seed).fit(data)  # fmt: skip
+    model = VariationalPreferences(o["latent"], l2=o["l2"], max_epochs=o["epochs"], patience=8, random_state=seed).fit(data)  # fmt: skip
     return model.log_prob, model.n_parameters
 
 
@@ -95,7 +96,10 @@ def families(name: str) -> dict[str, tuple[Any, list[Options]]]:
         "mixture": (mixture_of, grid(groups=groups, l2=ridge)),
         "low-rank heads": (low_rank, grid(groups=groups[-2:], l2=ridge, rank=ranks)),
         "simplex weights": (simplex, grid(heads=heads, l2=ridge, spread=(0.3, 1.0))),
-        "variational": (variational, grid(latent=(2, 4), l2=(ridge[0], ridge[-1]), epochs=epochs)),
+        "variational": (
+            variational,
+            grid(latent=(2, 4), l2=(ridge[0], ridge[-1], 10 * ridge[-1]), epochs=epochs),
+        ),
     }
 
 
@@ -112,13 +116,15 @@ def judged(data: PreferenceData, predict: Predict, split: str, seed: int) -> dic
     }
 
 
-def table(name: str, data: PreferenceData, groups: NDArray[np.int64], split: str, folds: int, used: int, seed: int) -> dict[str, Any]:  # fmt: skip
-    """One row a family; ``groups`` (A,) of each annotator for the worst-group accuracy."""
+def table(name: str, data: PreferenceData, groups: NDArray[np.int64], split: str, folds: int, used: int, seed: int, only: set[str]) -> dict[str, Any]:  # fmt: skip
+    """One row a family of ``only`` and pooled; ``groups`` (A,) of each annotator for the worst-group accuracy."""
     fold = annotator_folds(data.n_annotators, folds, seed)
     out = fold < used
     kept: dict[str, dict[str, Array]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for family, (fit, options) in families(name).items():
+        if only and family not in only | {"pooled"}:
+            continue
         kept[family] = {key: np.zeros(data.n_annotators) for key in ("score", "right", "n")}
         chosen, seconds, sizes = [], [], []
         began = time.perf_counter()
@@ -225,16 +231,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raters", type=int, default=2000, help="of Jester; 0: all")
     parser.add_argument("--data", default="hh_objectives,jester")
+    parser.add_argument("--only", default="", help="families to run again; others stay as they are")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     findings: dict[str, Any] = {"seed": 0}
+    only = set(filter(None, args.only.split(",")))
+    before = json.loads((RESULTS / "families.json").read_text()) if only else {}
+    findings |= {name: before[name] for name in ("hh_objectives", "jester") if name in before}
     for name in args.data.split(","):
         if name == "jester":
             data, groups = jester(args.raters, 0)
-            findings[name] = table(name, data, groups, "item", 3, 1, 0)
+            found = table(name, data, groups, "item", 3, 1, 0, only)
         else:
             data, crowd = panels.hh_objectives(panels.data_folder())
-            findings[name] = table(name, data, crowd.astype(int), "comparison", 5, 5, 0)
+            found = table(name, data, crowd.astype(int), "comparison", 5, 5, 0, only)
+        if only:
+            found["families"] = before[name]["families"] | found["families"]
+        findings[name] = found
         write_study("families", findings)
 
 

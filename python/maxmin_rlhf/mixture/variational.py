@@ -4,7 +4,8 @@ The sibling of the mixture, for comparison in the same data and by the same scor
 comparisons and gives a Gaussian over his latent z; a reward linear in the same frozen features has a head that depends on z;
 both are trained by the evidence lower bound. This is an implementation of the idea for frozen features, not of anybody's
 code: it infers z by a product of Gaussian factors, one a comparison, so that no comparison gives the prior and many give a
-narrow posterior.
+narrow posterior. Where people differ little for the number of features the latent can stay empty, and prediction is then
+about that of one pooled reward: compare scores before relying on it.
 """
 
 from __future__ import annotations
