@@ -128,3 +128,20 @@ def test_a_browser_shows_it(folder):
             capture_output=True, text=True, timeout=120, check=True,
         ).stdout  # fmt: skip
         assert "<svg" in dom and "</html>" in dom
+
+
+def test_what_one_reward_costs(folder):
+    facts = json.loads((folder / "out" / "metrics.json").read_text())
+    costs, diversity = facts["one_reward"], facts["diversity"]
+    gaps = [g["value"] for g in costs["gaps"]]
+    # The pooled reward is the majority's: the minority pays, and more than what some single reward would ask of anybody.
+    assert gaps[1] > costs["unavoidable"]["value"] > 0.05 and gaps[1] > gaps[0]
+    assert all(g["low"] <= g["high"] for g in costs["gaps"])
+    apart = diversity["matrix"][0][1]
+    assert diversity["low"][0][1] < apart < diversity["high"][0][1] and apart > 0.2
+    published = costs["published"]
+    assert len(published["gap"]) == 2 and published["distance"][1] >= published["lemma"][1] > 0
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    said = f"cost group B {gaps[1]:.2f} ("
+    assert page.count(said) == 2 and "no single reward can avoid it" in page
+    assert f"{apart:.2f}<small>" in page

@@ -15,6 +15,7 @@ from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.data._arrays import pointer, ranges
 from maxmin_rlhf.mixture import FitWarning, PreferenceMixture
 from maxmin_rlhf.mixture.matching import match_groups
+from maxmin_rlhf.report import one_reward
 from maxmin_rlhf.reward import calibrate
 from maxmin_rlhf.welfare.at_kl import Policy, best_for, divergence, fairest
 
@@ -84,8 +85,9 @@ def describe(
         say: is told what is going on.
 
     Returns:
-        ``data``, ``groups``, ``certainty``, ``heads``, ``items``, ``choice``, ``selection``: JSON through and through.
-        ``items`` and ``choice`` are None without a menu or with one group.
+        ``data``, ``groups``, ``certainty``, ``heads``, ``diversity``, ``items``, ``choice``, ``one_reward``,
+        ``selection``: JSON through and through. ``items``, ``choice`` and ``one_reward`` are None without a menu;
+        ``items``, ``diversity`` and ``one_reward`` with one group.
     """
     posterior = mixture.predict_proba(data)
     facts: dict[str, Any] = {
@@ -100,13 +102,19 @@ def describe(
         "groups": _groups(mixture, posterior),
         "certainty": _certainty(posterior, data.annotators_),
         "heads": _heads(mixture.heads_),
+        "diversity": None,
         "items": None,
         "choice": None,
+        "one_reward": None,
         "selection": None if selection is None else dict(selection),
     }
+    if mixture.n_groups > 1:
+        facts["diversity"] = one_reward.diversity_of(data, mixture.heads_, seed)
     if menu is not None:
         facts["items"] = _divisive(mixture, menu) if mixture.n_groups > 1 else None
-        facts["choice"] = _choice(mixture, data, menu, kl, n_refits, seed, say)
+        facts["choice"], facts["one_reward"] = _choice(
+            mixture, data, menu, kl, n_refits, seed, say, facts["diversity"]
+        )
     return facts
 
 
@@ -166,11 +174,17 @@ def _heads(heads: Array) -> dict[str, Any]:
 
 def _at_menu(heads: Array, menu: Menu, places: NDArray[np.int64]) -> Array:
     """``(P, S, K)`` calibrated rewards, NaN where there is no item."""
-    rewards = (menu.features @ heads.T)[places]
-    rewards[places < 0] = np.nan
+    rewards = _shown(menu.features @ heads.T, places)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="rewards: groups .* are indifferent")
         return calibrate(rewards, "scale")
+
+
+def _shown(values: Array, places: NDArray[np.int64]) -> Array:
+    """``(P, S, ...)`` of items ``(M, ...)``, NaN where there is no item."""
+    shown = values[places]
+    shown[places < 0] = np.nan
+    return shown
 
 
 def _divisive(mixture: PreferenceMixture, menu: Menu) -> list[dict[str, Any]]:
@@ -204,8 +218,12 @@ def _choice(
     n_refits: int,
     seed: int,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Best on average, best for the pooled reward, best for the worst-off group, all equally far from an even choice."""
+    diversity: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Best on average, best for the pooled reward, best for the worst-off group, all equally far from an even choice.
+
+    And what the pooled one costs each group; None with one group.
+    """
     places = menu.places()
     most = float(np.log((places >= 0).sum(1)).mean())
     if most <= 0:
@@ -225,7 +243,7 @@ def _choice(
         "MaxMin": fair,
     }
     worth = np.stack([_worth(chosen[name].chances, rewards) for name in CHOICES])
-    again, again_shares = [], []
+    again, again_shares, again_cost = [], [], []
     rng = np.random.default_rng([seed, 1])
     for count in range(n_refits):
         if count % 10 == 0:
@@ -236,7 +254,15 @@ def _choice(
         rewards_again = _at_menu(other.heads_[order], menu, places)
         again.append([_worth(chosen[name].chances, rewards_again) for name in CHOICES])
         again_shares.append(other.weights_[order])
-    return _compared(worth, shares, np.array(again), np.array(again_shares), chosen) | {
+        if diversity is not None:
+            again_cost.append(one_reward.cost(rewards_again, chosen["pooled"].chances, fair.beta))
+    costs = None
+    if diversity is not None:
+        costs = one_reward.described(rewards, chosen["pooled"].chances, fair.beta, again_cost)
+        costs["published"] = one_reward.published(
+            _shown(menu.features, places), pooled.heads_[0], mixture.heads_, shares, diversity
+        )
+    choice = _compared(worth, shares, np.array(again), np.array(again_shares), chosen) | {
         "kl": kl,
         "refits": n_refits,
         "prompts": places.shape[0],
@@ -247,6 +273,7 @@ def _choice(
         "divergence": {n: divergence(p.chances, places >= 0) for n, p in chosen.items()},
         "calibrate": "scale",
     }
+    return choice, costs
 
 
 def _worth(chances: Array, rewards: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxmin_rlhf.report import html, svg
+from maxmin_rlhf.report import html, one_reward, svg
 from maxmin_rlhf.report.card import ALIKE, CERTAIN, CHOICES
 from maxmin_rlhf.report.html import escape, interval, number, quote
 from maxmin_rlhf.report.svg import Point, Series
@@ -38,12 +38,14 @@ def sections(facts: Mapping[str, Any]) -> list[str]:
         parts += _items(facts)
     if facts["choice"]:
         parts += _choice(facts)
+    if facts.get("diversity"):
+        parts += one_reward.section(facts)
     parts += _method(facts)
     return parts
 
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
-    """What was found, in up to three sentences."""
+    """What was found, in up to four sentences."""
     groups, selection, choice = facts["groups"], facts["selection"], facts["choice"]
     said = []
     if selection is not None:
@@ -60,6 +62,8 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         )
     if choice is not None and len(groups) > 1:
         said.append(_verdict(choice))
+    if facts.get("one_reward"):
+        said.append(one_reward.sentence(facts))
     return said
 
 
