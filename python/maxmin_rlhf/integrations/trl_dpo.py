@@ -146,10 +146,13 @@ class GroupDPOMixin(KeptWeights):
     def _reference(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if self.precompute_ref_logps:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        # Early releases find the model themselves.
+        if self.ref_model is not None:
+            # By the same steps as the policy, so that before the first one both are the same to the bit.
+            with torch.no_grad():
+                return self._log_probs(self.ref_model, inputs)[:2]
+        # The policy without its adapter; early releases find the model themselves.
         if "model" in inspect.signature(super().compute_ref_log_probs).parameters:
-            model = self.model if self.ref_model is None else self.ref_model
-            return self.compute_ref_log_probs(model, inputs)
+            return self.compute_ref_log_probs(self.model, inputs)
         return self.compute_ref_log_probs(inputs)
 
     # ---- what is logged
