@@ -8,10 +8,8 @@ bank = RewardBank(trainer.reward_model(), tokenizer)
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from maxmin_rlhf.encoding import check_text
+from maxmin_rlhf.integrations._pairs import AnnotatorSampler, PairCollator, column, tokenized
 from maxmin_rlhf.mixture.online import RunningResponsibilities
-from maxmin_rlhf.reward import scoring
 from maxmin_rlhf.reward.model import head_of, settings
 from maxmin_rlhf.trunk import pool
 
@@ -90,7 +87,7 @@ class MixtureRewardTrainer(Trainer):
         names = [str(model.config.id2label[k]) for k in range(model.config.num_labels)]
         if pairs_per_annotator < 1:
             raise ValueError(f"pairs_per_annotator: expected at least 1, got {pairs_per_annotator}")
-        counts = Counter(_column(train_dataset, "annotator", "train_dataset"))
+        counts = Counter(column(train_dataset, "annotator", "train_dataset"))
         if None in counts:
             raise ValueError("train_dataset: expected an annotator in each row, got None")
         self.running = RunningResponsibilities(
@@ -100,9 +97,9 @@ class MixtureRewardTrainer(Trainer):
             self.running.start(mixture)
         place = {annotator: i for i, annotator in enumerate(counts)}
         options = {"tokenizer": processing_class, "max_length": found["max_length"], "place": place}
-        train_dataset = _tokenized(train_dataset, "train_dataset", **options)
+        train_dataset = tokenized(train_dataset, "train_dataset", **options)
         if eval_dataset is not None:
-            eval_dataset = _tokenized(eval_dataset, "eval_dataset", **options)
+            eval_dataset = tokenized(eval_dataset, "eval_dataset", **options)
         self._names, self._settings, self._per_annotator = names, found, pairs_per_annotator
         # Whatever wraps the model (PEFT, DDP, FSDP, autocast) then goes through it.
         model.forward = MethodType(_rewards, model)
@@ -120,7 +117,7 @@ class MixtureRewardTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=_Collator(pad),
+            data_collator=PairCollator(pad),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -194,33 +191,6 @@ class MixtureRewardTrainer(Trainer):
         self._settings["shares"] = self.running.shares.tolist()
 
 
-class AnnotatorSampler(Sampler[int]):
-    """Places of pairs, shuffled so that runs of one annotator's stay side by side; another order each epoch.
-
-    Args:
-        annotators: ``(N,)`` int. run: pairs of one annotator in a row, at most. seed: of the order.
-    """
-
-    def __init__(self, annotators: Sequence[int], run: int, seed: int = 0) -> None:
-        self.annotators = torch.as_tensor(annotators)
-        self.run, self.seed, self.epoch = run, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.annotators)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        shuffled = torch.randperm(len(self), generator=generator)
-        shuffled = shuffled[self.annotators[shuffled].argsort(stable=True)]
-        sizes = self.annotators.bincount().tolist()
-        runs = [r for part in shuffled.split(sizes) for r in part.split(self.run)]
-        for i in torch.randperm(len(runs), generator=generator).tolist():
-            yield from runs[i].tolist()
-
-
 class _Keep(TrainerCallback):
     """Puts the responsibilities into every checkpoint."""
 
@@ -231,23 +201,6 @@ class _Keep(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             self.trainer.running.save(folder / _STATE)
-
-
-class _Collator:
-    """Pairs to ``annotator (B,)``, ascending, and ``input_ids, attention_mask (B, 2, T)``, chosen first."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, pairs: Sequence[Any]) -> dict[str, Tensor]:
-        pairs = sorted(pairs, key=lambda pair: pair["annotator"])
-        ids = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-        tokens, mask = scoring.padded(ids, self.pad, torch.device("cpu"))
-        return {
-            "annotator": torch.tensor([pair["annotator"] for pair in pairs]),
-            "input_ids": tokens.view(len(pairs), 2, -1),
-            "attention_mask": mask.view(len(pairs), 2, -1),
-        }
 
 
 def lora_config(rank: int = 8, *, head_rank: int | None = None, **options: Any) -> Any:
@@ -286,42 +239,6 @@ def _margins(model: Any, inputs: Any) -> Tensor:
     flat = {name: inputs[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
     rewards: Tensor = model(**flat).logits.float().view(len(inputs["annotator"]), 2, -1)
     return rewards[:, 0] - rewards[:, 1]
-
-
-def _column(data: Any, name: str, argument: str) -> Any:
-    columns = getattr(data, "column_names", None)
-    if not isinstance(columns, list):
-        raise TypeError(f"{argument}: expected a datasets.Dataset, got {type(data).__name__}")
-    if name not in columns:
-        raise ValueError(
-            f"{argument}: expected a column {name!r}, got {', '.join(columns) or 'none'}"
-        )
-    if not len(data):
-        raise ValueError(f"{argument}: expected at least one pair, got none")
-    return data[name]
-
-
-def _tokenized(
-    data: Any, argument: str, *, tokenizer: Any, max_length: int | None, place: dict[Any, int]
-) -> Any:
-    """``chosen_ids, rejected_ids, annotator`` (its place; -1: not of the training data) of a data set in TRL's columns."""
-    for name in ("chosen", "rejected", "annotator"):
-        _column(data, name, argument)
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.truncation_side = "left"  # a long prompt loses its beginning, never the response
-
-    def tokens(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-        out: dict[str, list[Any]] = {"annotator": [place.get(a, -1) for a in batch["annotator"]]}
-        for side in ("chosen", "rejected"):
-            for row, said in zip(rows, batch[side], strict=True):
-                check_text(said, f"{argument}: {side}: row {row}")
-            prompts = batch.get("prompt") or [type(said)() for said in batch[side]]
-            out[f"{side}_ids"] = scoring.tokenize(tokenizer, prompts, batch[side], max_length)
-        return out
-
-    return data.map(
-        tokens, batched=True, with_indices=True, remove_columns=data.column_names, desc="tokenizing"
-    )
 
 
 def _metrics(prediction: Any) -> dict[str, float]:

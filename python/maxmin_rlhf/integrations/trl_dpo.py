@@ -10,6 +10,7 @@ groups adapt to the groups' losses, as in group distributionally robust optimisa
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,8 @@ class GroupDPOMixin(KeptWeights):
         ``rewards/accuracies/group_k``, and TRL's ``rewards/*`` and ``logps/*``. Logits are made whole: TRL's fused head
         gives no gradient of single pairs.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -268,8 +271,7 @@ def __getattr__(name: str) -> Any:
     """The trainer: TRL imports slowly."""
     if name != "GroupDPOTrainer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import trl
-
+    trl: Any = importlib.import_module("trl")
     doc = "``trl.DPOTrainer`` with a weighted loss of groups: :class:`GroupDPOMixin`."
     trainer = type(name, (GroupDPOMixin, trl.DPOTrainer), {"__doc__": doc, "__module__": __name__})
     globals()[name] = trainer
