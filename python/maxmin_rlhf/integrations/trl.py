@@ -37,6 +37,7 @@ except ImportError as error:
 _Trainer: Any = object
 
 __all__ = [
+    "GroupDPOTrainer",  # noqa: F822
     "MaxMinCallback",
     "MaxMinGRPOTrainer",  # noqa: F822
     "MaxMinMixin",
@@ -61,7 +62,26 @@ class MaxMinCallback(TrainerCallback):
             _sidecar.write(folder, self.weights.state_dict())
 
 
-class MaxMinMixin(_Trainer):
+class KeptWeights(_Trainer):
+    """A trainer whose ``maxmin_weights`` go on from a checkpoint."""
+
+    maxmin_weights: MaxMinWeights
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; with a checkpoint the weights go on from it too.
+
+        Raises:
+            FileNotFoundError, ValueError: the checkpoint has no weights, or those of another method or number of groups.
+        """
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            self.maxmin_weights.load_state_dict(_sidecar.read(folder))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+class MaxMinMixin(KeptWeights):
     """What MaxMin changes in a trainer of TRL's that has ``reward_funcs`` and ``reward_weights``.
 
     Each reward function is a group. After generation the weights take in the rewards of all processes, which are the
@@ -125,19 +145,6 @@ class MaxMinMixin(_Trainer):
         self.add_callback(MaxMinCallback(self.maxmin_weights))
         self._group_rewards: Tensor | None = None
         self._tie_told = False
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; with a checkpoint the weights go on from it too.
-
-        Raises:
-            FileNotFoundError, ValueError: the checkpoint has no weights, or those of another method or number of groups.
-        """
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if folder:
-            self.maxmin_weights.load_state_dict(_sidecar.read(folder))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- TRL's two steps
 
@@ -252,7 +259,11 @@ def _labels(function: Any) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """The two trainers: TRL imports slowly, and each only what belongs to it."""
+    """The trainers: TRL imports slowly, and each only what belongs to it."""
+    if name == "GroupDPOTrainer":
+        from maxmin_rlhf.integrations import trl_dpo
+
+        return trl_dpo.GroupDPOTrainer
     if name not in ("MaxMinGRPOTrainer", "MaxMinRLOOTrainer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import trl
