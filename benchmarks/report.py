@@ -27,6 +27,7 @@ PAGES = (
     "docs/gpu.md",
     "docs/language.md",
     "docs/training.md",
+    "docs/plural.md",
 )
 MISSING = "*(not measured yet)*"
 
@@ -348,6 +349,63 @@ def rloo() -> str:
     )
 
 
+def active() -> str:
+    """Pairs needed to place a new rater."""
+    found = study("active_queries")
+    if not found:
+        return MISSING
+    ways = {
+        "active": "given pairs: best",
+        "random": "at random",
+        "wide active": "any pair: best",
+        "wide random": "at random",
+        "spread active": "any pair, jokes in turn: best",
+        "spread random": "at random",
+    }
+    rows = [
+        [
+            run["groups"],
+            *(
+                f"{run[way]['pairs_needed']:.0f} ({run[way]['interval'][0]:.0f} … {run[way]['interval'][1]:.0f})"
+                for way in ways
+            ),
+        ]
+        for run in sorted(found["runs"], key=lambda r: int(r["groups"]))
+    ]
+    return (
+        table(["K", *ways.values()], rows) + f"\n\n{found['raters']:,} raters, each held out once."
+    )
+
+
+def families() -> str:
+    """One reward, groups, blends."""
+    found = study("families")
+    if not found:
+        return MISSING
+
+    def ranged(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
+        value, low, high = (scale * x for x in values)
+        return f"{value:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
+
+    parts = []
+    for name in ("jester", "hh_objectives"):
+        panel = found[name]
+        rows = [
+            [
+                family,
+                ranged(f["gain_over_pooled"], digits=4),
+                ranged(f["accuracy"], 100, 1),
+                ranged(f["worst_group_accuracy"], 100, 1),
+                f"{f['fit_seconds']:.1f}",
+                f"{f['parameters']:,}",
+            ]
+            for family, f in panel["families"].items()
+        ]
+        head = [name, "gain a comparison over one reward", "accuracy, %", "of the worst group, %", "fit, s", "parameters"]  # fmt: skip
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -401,6 +459,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "active": active,
+    "families": families,
     "rloo": rloo,
     "language": language,
     "hh": hh,
