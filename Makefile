@@ -49,6 +49,7 @@ test: $(VENV)/.native  ## every test; those that take long or measure time run a
 # The trainers' hooks are private: they are tried on the oldest TRL that is promised, too.
 TRL_LOWEST := $(VENV)/trl-$(shell sed -n 's/.*"trl>=\([0-9.]*\)".*/\1/p' pyproject.toml).0
 $(TRL_LOWEST): $(VENV)/.dependencies
+	$(BIN)/python -m pip install -q --disable-pip-version-check requests  # that TRL imports it, the newest does not
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ trl==$(notdir $(@:$(VENV)/trl-%=%))
 
 test-trl-lowest: $(VENV)/.native $(TRL_LOWEST)  ## the trainers on the oldest TRL
