@@ -35,7 +35,7 @@ build: $(VENV)/.native  ## sdist and wheel in dist/
 
 demo: $(VENV)/.native  ## real households, then a language model's answers, and what is fair: out/demo/report.md, report.html
 	$(BIN)/maxmin demo --out out/demo
-	$(BIN)/maxmin demo language --seeds 2 --out out/demo
+	$(BIN)/maxmin demo language --seeds 1 --out out/demo
 
 # Threads that wait for each other by spinning are many times slower where tests share the cores.
 test test-interp test-trl-lowest: export OMP_WAIT_POLICY = PASSIVE
