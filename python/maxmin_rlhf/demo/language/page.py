@@ -158,7 +158,7 @@ def _setting(setting: Mapping[str, Any]) -> list[str]:
         f"<h3>{escape(setting['name'])}: {escape(', '.join(setting['populations']))}</h3>",
         html.table(head, rows, mine),
         html.paragraph(
-            f"{setting['seeds']} runs. Annotators in their own group: {setting['recovery']['mean']:.1%} (least "
+            f"{setting['seeds']} {'run' if setting['seeds'] == 1 else 'runs'}. Annotators in their own group: {setting['recovery']['mean']:.1%} (least "
             f"{setting['recovery']['least']:.1%}). Groups by held-out annotators: {escape(chosen)}. Largest certificate: "
             f"{setting['largest_gap']:.0e}. Win rate: against a response drawn evenly, ties half.",
             "note",
