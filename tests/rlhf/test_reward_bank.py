@@ -145,7 +145,7 @@ def test_clear_errors() -> None:
         reward_model(np.zeros((2, 5)), trunk())
     with pytest.raises(ValueError, match=r"mixture: expected finite heads \(K, D\)"):
         reward_model(np.full((2, 16), np.nan), trunk())
-    with pytest.raises(ValueError, match="pooling: expected one of last, mean, cls, got 'max'"):
+    with pytest.raises(ValueError, match="pooling: expected one of mean, last, cls, got 'max'"):
         reward_model(heads(), trunk(), pooling="max")
     with pytest.raises(ValueError, match="names: expected 3 different ones"):
         reward_model(heads(), trunk(), names=["a", "a", "b"])

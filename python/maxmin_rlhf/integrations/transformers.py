@@ -20,8 +20,8 @@ from torch.utils.data import Sampler
 
 from maxmin_rlhf.integrations._pairs import AnnotatorSampler, PairCollator, column, tokenized
 from maxmin_rlhf.mixture.online import RunningResponsibilities
+from maxmin_rlhf.pooling import pool
 from maxmin_rlhf.reward.model import head_of, settings
-from maxmin_rlhf.trunk import pool
 
 try:
     from transformers import Trainer, TrainerCallback

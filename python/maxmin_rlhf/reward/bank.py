@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxmin_rlhf.pooling import padded
 from maxmin_rlhf.reward import scoring
 from maxmin_rlhf.reward.calibration import calibrate
 from maxmin_rlhf.reward.model import export_heads, head_of, save_reward_model, settings
@@ -110,7 +111,7 @@ class RewardBank:
         weight, bias = self.head.weight.float(), self.head.bias
         parts = [torch.empty(0, self.n_groups)]
         for first in range(0, len(ids), self.batch_size):
-            tokens, mask = scoring.padded(ids[first : first + self.batch_size], pad, device)
+            tokens, mask = padded(ids[first : first + self.batch_size], device, pad)
             rewards = scoring.rewards(
                 self.model.base_model,
                 tokens,
