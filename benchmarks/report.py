@@ -314,9 +314,9 @@ def hh() -> str:
     )
 
 
-def rloo() -> str:
+def rloo(name: str = "rloo_stories") -> str:
     """A language policy trained for three groups."""
-    found = study("rloo_stories")
+    found = study(name)
     if not found:
         return MISSING
     names = {
@@ -326,27 +326,27 @@ def rloo() -> str:
         "population": "the population's weights",
     }
     rows = []
-    for name, words in names.items():
-        s = found["summary"][name]
-        efficiency = ", ".join(f"{e:.2f}" for e in s["efficiency"])
-        rows.append(
-            [
-                words,
-                f"{s['worst']:.2f}",
-                efficiency,
-                f"{s['average']:.2f}",
-                f"{s['kappa']:.2f}",
-                f"{s['perplexity']:.2f}",
-            ]
-        )
+    for method, words in names.items():
+        if method not in found["summary"]:
+            continue
+        s = found["summary"][method]
+        efficiency = ", ".join("not known" if e is None else f"{e:.2f}" for e in s["efficiency"])
+        numbers = (s[key] for key in ("average", "kappa", "perplexity"))
+        rows.append([words, f"{s['worst']:.2f}", efficiency, *(f"{x:.2f}" for x in numbers)])
     ahead, best = found["summary"]["ahead_of"], found["best"]
     head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity"]  # fmt: skip
+    seeds = found["summary"]["maxmin"]["seeds"]
     return table(head, rows) + (
-        f"\n\nMeans over {found['summary']['maxmin']['seeds']} seeds. The best policy gives every group "
+        f"\n\n{'One seed' if seeds == 1 else f'Means over {seeds} seeds'}. The best policy gives every group "
         f"{min(best['gains']):.2f}, with weights {', '.join(f'{w:.2f}' for w in best['weights'])}. MaxMin is ahead of equal "
         f"weights by {', '.join(f'{x:.2f}' for x in ahead['equal'])} and of the population's by "
         f"{', '.join(f'{x:.2f}' for x in ahead['population'])}; the average pays {found['summary']['price']:.2f} for it."
     )
+
+
+def rloo_smollm2() -> str:
+    """The same for a larger model."""
+    return rloo("rloo_smollm2")
 
 
 def active() -> str:
@@ -462,6 +462,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "active": active,
     "families": families,
     "rloo": rloo,
+    "rloo_smollm2": rloo_smollm2,
     "language": language,
     "hh": hh,
     "jester_policy": jester_policy,
