@@ -57,8 +57,8 @@ def em_pass_refusal(
         return "it serves pairs, got choice sets (choice_indptr)"
     if hard or label_noise or temperature != 1.0:
         return f"it serves plain soft EM, got hard={hard}, label_noise={label_noise}, temperature={temperature}"
-    if features.dtype != torch.bfloat16:
-        return f"it serves bfloat16 features, got {features.dtype}"
+    if features.dtype not in (torch.bfloat16, torch.float16):
+        return f"it serves bfloat16 and float16 features, got {features.dtype}"
     if not 1 <= n_heads <= 16:
         return f"it serves 1 to 16 heads, got {n_heads}"
     most = COLUMNS[_padded(n_heads)]
@@ -107,7 +107,7 @@ def _tiles_of(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
     known = _cut.get(indptr)
     if known is None or known[0] != version:
         known = _cut[indptr] = (version, {})
-    kernel = (features.device, heads, features.shape[1])
+    kernel = (features.device, features.dtype, heads, features.shape[1])
     if kernel not in known[1]:
         known[1][kernel] = _cut_tiles(features, indptr, heads)
     return known[1][kernel]
@@ -151,6 +151,26 @@ def _weighted(tiles: Tensor, comparison_weight: Tensor) -> Tensor:
     return torch.cat([tiles[:, :128], v.contiguous().view(torch.uint8)], 1)
 
 
+def _power(largest: Tensor) -> Tensor:
+    """The power of two that puts numbers of this size at [2^14, 2^15), where float16 ends at 2^16."""
+    exponent = (15 - torch.frexp(largest)[1]).clamp(-126, 126)
+    return ((exponent + 127).to(torch.int32) << 23).view(torch.float32)  # exact, unlike exp2
+
+
+def _scaled_for_float16(weight: Tensor, comparison_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Heads brought into float16's range, and what undoes it, (H), with the power for coefficients behind.
+
+    Two float16 parts then hold a weight to 2^-23 of itself and 2^-39 of its head's largest, a coefficient to as much of
+    itself and of the largest comparison weight.
+    """
+    power = _power(weight.abs().amax(1))
+    if comparison_weight is None:
+        coef = weight.new_full((1,), 2.0**14)
+    else:
+        coef = _power(comparison_weight.float().amax()[None])
+    return weight * power[:, None], torch.cat([1 / power, coef])
+
+
 def em_pass_fwd(
     features: Tensor,
     indptr: Tensor,
@@ -172,6 +192,9 @@ def em_pass_fwd(
     # Heads that fill up are a mixture of their own, whose results are thrown away.
     w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
     w[:n_heads] = weight
+    scales = None
+    if features.dtype == torch.float16:
+        w, scales = _scaled_for_float16(w, comparison_weight)
     logs = weight.new_zeros(heads, dtype=torch.float32)
     logs[:n_heads] = log_weights
     if mixture_indptr is None:
@@ -191,6 +214,7 @@ def em_pass_fwd(
         logs,
         bounds[mixture - 1].to(torch.int32),
         bounds[mixture].to(torch.int32),
+        scales,
         cut.n_chunks,
     )
     log_resp, mass = log_resp[:, :n_heads], mass[:n_heads]

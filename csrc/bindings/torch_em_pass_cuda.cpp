@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, bool carry
 int64_t clusters(const Tensor& features, int64_t n_heads, bool carry) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   int n_clusters = 0;
-  check_cuda(maxmin_em_pass_cuda_clusters(n_heads, features.size(1), carry, &n_clusters), features, n_heads);
+  const bool half = features.scalar_type() == ScalarType::Half;
+  check_cuda(maxmin_em_pass_cuda_clusters(n_heads, features.size(1), half, carry, &n_clusters), features, n_heads);
   return n_clusters;
 }
 
@@ -67,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                                    const Tensor& split_annotator, int64_t n_annotators,
                                                    const Tensor& weight, const Tensor& log_weights,
                                                    const Tensor& mixture_begin, const Tensor& mixture_end,
-                                                   int64_t n_chunks, int64_t steps) {
+                                                   const MaybeTensor& scales, int64_t n_chunks, int64_t steps) {
   check_dim(features, 2, "features");
   check_dim(weight, 2, "weight");
   check_size(weight, 1, features.size(1), "weight");
@@ -75,11 +76,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
   check_size(log_weights, 0, H, "log_weights");
   check_size(mixture_begin, 0, H, "mixture_begin");
   check_size(mixture_end, 0, H, "mixture_end");
-  STD_TORCH_CHECK(features.scalar_type() == ScalarType::BFloat16 && features.stride(1) == 1,
-                  "features: expected rows of bfloat16 without gaps");
+  const bool half = features.scalar_type() == ScalarType::Half;
+  STD_TORCH_CHECK((half || features.scalar_type() == ScalarType::BFloat16) && features.stride(1) == 1,
+                  "features: expected rows of bfloat16 or float16 without gaps");
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
                       log_weights.scalar_type() == ScalarType::Float && log_weights.is_contiguous(),
                   "weight, log_weights: expected contiguous float32");
+  STD_TORCH_CHECK(half == scales.has_value(), "scales: expected with float16 features and with no others");
+  const float* scale = nullptr;
+  if (scales) {
+    check_size(*scales, 0, H + 1, "scales");
+    STD_TORCH_CHECK(scales->scalar_type() == ScalarType::Float && scales->is_contiguous(),
+                    "scales: expected contiguous float32");
+    scale = scales->const_data_ptr<float>();
+  }
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const int64_t Q = tile_begin.size(0) - 1, S = split_annotator.size(0);
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -104,7 +114,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                    weight.const_data_ptr<float>(),
                                    log_weights.const_data_ptr<float>(),
                                    mixture_begin.const_data_ptr<int32_t>(),
-                                   mixture_end.const_data_ptr<int32_t>()};
+                                   mixture_end.const_data_ptr<int32_t>(),
+                                   half,
+                                   scale,
+                                   scale ? scale + H : nullptr};
   const maxmin_em_cuda_outputs out{log_resp.mutable_data_ptr<float>(), evidence.mutable_data_ptr<double>(),
                                    mass.mutable_data_ptr<double>(), gradient.mutable_data_ptr<float>()};
   const maxmin_em_cuda_scratch scratch{first,
@@ -130,7 +143,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(maxmin_native, m) {
   m.def(
       "em_pass_cuda(Tensor features, Tensor tiles, Tensor tile_begin, bool carry, Tensor split_begin, "
       "Tensor split_annotator, int n_annotators, Tensor weight, Tensor log_weights, Tensor mixture_begin, "
-      "Tensor mixture_end, int n_chunks, int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mixture_end, Tensor? scales, int n_chunks, int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maxmin_native, CPU, m) {

@@ -12,12 +12,15 @@ constexpr int kLoads = 1, kMargins = 2, kExchange = 3, kPosterior = 4, kWhole = 
 
 // H heads; clusters of C CTAs; a warp owns 64 columns; a slot holds 16 rows of them, a tile takes two slots.
 // kCarry: annotators may cross tiles. kOverlap: margins of the next tile before the gradient of this one.
-// kParts: bfloat16 numbers that a float32 weight is cut into for the margins.
-template <int H_, int C_, int WARPS_, int SLOTS_, int kParts_, bool kCarry_, bool kOverlap_ = true,
+// kHalf: features are float16, not bfloat16.
+template <int H_, int C_, int WARPS_, int SLOTS_, bool kHalf_, bool kCarry_, bool kOverlap_ = true,
           int kSteps_ = kWhole>
 struct Config {
-  static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kParts = kParts_, kSteps = kSteps_;
-  static constexpr bool kCarry = kCarry_, kOverlap = kOverlap_;
+  static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kSteps = kSteps_;
+  static constexpr bool kHalf = kHalf_, kCarry = kCarry_, kOverlap = kOverlap_;
+  // Numbers of the features' type that a float32 weight is cut into for the margins: 3 x 8 bits are all 24, 2 x 11 with
+  // a sign of their own 23.
+  static constexpr int kParts = kHalf ? 2 : 3;
   static constexpr int kThreads = WARPS * 32, kHeadBlocks = H / 8, kColumns = C * WARPS * 64;
   static constexpr int kDescriptors = 4;  // of tiles, brought ahead
   static constexpr int kBox = 16 * 128, kSlot = WARPS * kBox;
@@ -50,6 +53,7 @@ struct Arguments {
   const Tile* tiles;
   const int32_t* tile_begin;
   const float *weight, *log_weights;
+  const float *margin_scale, *coef_scale;  // of float16: see em_pass_cuda.h
   const int32_t *mixture_begin, *mixture_end;
   float* log_resp;
   double *evidence_parts, *mass_parts;

@@ -22,13 +22,14 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     em_pass_kernel(const __grid_constant__ CUtensorMap features, const Arguments a) {
   constexpr int H = F::H, C = F::C, NB = F::kHeadBlocks, WARPS = F::WARPS, SLOTS = F::SLOTS;
   constexpr int kParts = F::kParts, kDescriptors = F::kDescriptors;
-  constexpr bool kCarry = F::kCarry;
+  constexpr bool kCarry = F::kCarry, kHalf = F::kHalf;
   // Aligned for the swizzle; the same offset in every CTA, since dynamic shared memory starts alike.
   uint8_t* base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(dynamic_shared()) + 1023) & ~uintptr_t(1023));
   float* partial = reinterpret_cast<float*>(base + F::kPartials);
   float* inbox = reinterpret_cast<float*>(base + F::kInboxes);  // [2][C][H][32]
   float* gamma = reinterpret_cast<float*>(base + F::kGammas);  // [2][H], of the annotator that a carried sum belongs to
-  int4* table = reinterpret_cast<int4*>(base + F::kTable);     // [H]: log eta, begin and end of the mixture
+  // [H]: log eta, begin and end of the mixture, scale of the margins
+  int4* table = reinterpret_cast<int4*>(base + F::kTable);
   const Tile* tiles = reinterpret_cast<const Tile*>(base + F::kTiles);
   uint64_t* full = reinterpret_cast<uint64_t*>(base + F::kBarriers);  // [SLOTS][WARPS]
   uint64_t *described = full + SLOTS * WARPS, *got = described + kDescriptors;
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
   const int me = cluster_rank(), cluster = cluster_id();
   const int tile0 = a.tile_begin[cluster], n = a.tile_begin[cluster + 1] - tile0;
   const int64_t column0 = int64_t(me * WARPS + warp) * 64;
+  const float coef_scale = kHalf ? *a.coef_scale : 1.f;  // a power of two
   if (tid == 0) {
     for (int i = 0; i < SLOTS * WARPS; ++i) mbar_init(full + i, 1);
     for (int i = 0; i < kDescriptors; ++i) mbar_init(described + i, 1);
@@ -45,7 +47,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
   }
   if (tid < H) {
     const float log_weight = fmaxf(a.log_weights[tid], -1e30f);  // -inf - -inf would be NaN
-    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[tid], a.mixture_end[tid], 0);
+    const float scale = kHalf ? a.margin_scale[tid] : 1.f;
+    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[tid], a.mixture_end[tid], __float_as_int(scale));
   }
   cluster_sync();
 
@@ -92,10 +95,10 @@ __global__ void __launch_bounds__(F::kThreads, 1)
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        w[k][b][p][0] = pack_bf16(v[0], v[1]);
-        w[k][b][p][1] = pack_bf16(v[2], v[3]);
+        w[k][b][p][0] = packed<kHalf>(v[0], v[1]);
+        w[k][b][p][1] = packed<kHalf>(v[2], v[3]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);
+        for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);
       }
     }
   }
@@ -121,8 +124,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
         for (int b = 0; b < NB; ++b) {
 #pragma unroll
           for (int p = 0; p < kParts; ++p) {
-            multiply_add(m[0][b][p % S], x0, w[k][b][p][0], w[k][b][p][1]);
-            multiply_add(m[1][b][p % S], x1, w[k][b][p][0], w[k][b][p][1]);
+            multiply_add<kHalf>(m[0][b][p % S], x0, w[k][b][p][0], w[k][b][p][1]);
+            multiply_add<kHalf>(m[1][b][p % S], x1, w[k][b][p][0], w[k][b][p][1]);
           }
         }
       }
@@ -185,6 +188,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
           float m = 0.f;
 #pragma unroll
           for (int c = 0; c < C; ++c) m += inbox[(e * C + c) * (F::kInbox / 4) + h * kTileRows + lane];
+          if constexpr (kHalf) m *= __int_as_float(table[h].w);
           // (3), (3') of a pair
           const float z = __expf(-fabsf(m));
           float x = v * (fminf(m, 0.f) - log1pf(z));
@@ -234,15 +238,16 @@ __global__ void __launch_bounds__(F::kThreads, 1)
             if (H <= 8 || (k >= begin && k < end)) z += __expf(d[k] - top);  // with 16 heads skipping saves time
           }
           const float lse = top + logf(z), resp = __expf(-lse);
-          __nv_bfloat16* coef = reinterpret_cast<__nv_bfloat16*>(base + F::kCoefs + e * F::kKinds * 2 * F::kCoef) +
-                                h * maps::kCoefPitch + lane;
+          uint16_t* coef = reinterpret_cast<uint16_t*>(base + F::kCoefs + e * F::kKinds * 2 * F::kCoef) +
+                           h * maps::kCoefPitch + lane;
+          if constexpr (kHalf) s[j] *= coef_scale;
           const float scaled = goes_on || lane >= rows ? 0.f : resp * s[j];
-          coef[0] = __float2bfloat16_rn(scaled);
-          coef[F::kCoef / 2] = __float2bfloat16_rn(bf16_rest(scaled));
+          coef[0] = rounded<kHalf>(scaled);
+          coef[F::kCoef / 2] = rounded<kHalf>(rest<kHalf>(scaled));
           if constexpr (kCarry) {
             const float unscaled = goes_on ? s[j] : 0.f;
-            coef[F::kCoef] = __float2bfloat16_rn(unscaled);
-            coef[3 * F::kCoef / 2] = __float2bfloat16_rn(bf16_rest(unscaled));
+            coef[F::kCoef] = rounded<kHalf>(unscaled);
+            coef[3 * F::kCoef / 2] = rounded<kHalf>(rest<kHalf>(unscaled));
             if (began_before && !goes_on && lane == 0) gamma[e * H + h] = resp;
           }
           if (me == h % C && lane < rows && lane == last && !goes_on) {  // each head's results are one CTA's to write
@@ -297,7 +302,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
               for (int p = 0; p < 2; ++p) {
 #pragma unroll
-                for (int b = 0; b < NB; ++b) multiply_add(acc[kind][k][b], x, c[b][2 * p], c[b][2 * p + 1]);
+                for (int b = 0; b < NB; ++b) multiply_add<kHalf>(acc[kind][k][b], x, c[b][2 * p], c[b][2 * p + 1]);
               }
             }
           }
@@ -315,7 +320,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
             for (int j = 0; j < 4; ++j) {
               const int64_t d = column0 + k * 16 + maps::acc_row(lane, j);
               const int64_t row = int64_t(tile.chunk) * H + b * 8 + maps::acc_col(lane, j);
-              if (d < a.n_features) a.chunk_gradients[row * a.n_features + d] = acc[kCarry][k][b][j];
+              if (d < a.n_features)
+                a.chunk_gradients[row * a.n_features + d] = acc[kCarry][k][b][j] * (1.f / coef_scale);
               acc[kCarry][k][b][j] = 0.f;
             }
           }
@@ -356,7 +362,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
       for (int j = 0; j < 4; ++j) {
         const int64_t d = column0 + k * 16 + maps::acc_row(lane, j);
         const int64_t row = int64_t(cluster) * H + b * 8 + maps::acc_col(lane, j);
-        if (d < a.n_features) a.gradient_parts[row * a.n_features + d] = acc[0][k][b][j];
+        if (d < a.n_features) a.gradient_parts[row * a.n_features + d] = acc[0][k][b][j] * (1.f / coef_scale);
       }
     }
   }

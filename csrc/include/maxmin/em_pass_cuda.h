@@ -28,6 +28,11 @@ typedef struct maxmin_em_cuda_heads {
   const float* weight;       // (n_heads, n_features), contiguous
   const float* log_weights;  // (n_heads): log eta
   const int32_t *mixture_begin, *mixture_end;
+  // 1: features are float16, whose range is short: `weight` then holds each head's weights times a power of two that
+  // puts the largest at [2^14, 2^15). margin_scale (n_heads) undoes it; coef_scale (1) is the power that puts the
+  // largest comparison weight there. Powers of two, so nothing is rounded. 0: bfloat16, both unused.
+  int half;
+  const float *margin_scale, *coef_scale;
 } maxmin_em_cuda_heads;
 
 // Every value is written once; `evidence[h]` is the sum over annotators of Z of the head's mixture.
@@ -49,8 +54,8 @@ typedef struct maxmin_em_cuda_scratch {
 
 // All return 0 or a cudaError_t.
 // Clusters of the kernel for these sizes that run at once on the current device.
-int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int carry, int* n_clusters);
-// features (n_rows, n_features) bfloat16; base and row stride (in elements) multiples of 16 bytes.
+int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters);
+// features (n_rows, n_features) bfloat16 or float16; base and row stride (in elements) multiples of 16 bytes.
 int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads, const void* features,
                         int64_t n_rows, int64_t stride_row, const maxmin_em_cuda_outputs* out,
                         const maxmin_em_cuda_scratch* scratch, void* stream);

@@ -18,19 +18,29 @@ LONG = [1, 33, 32, 0, 64, 5, 100, 7, 31, 300, 2, 129, 17, 40]
 
 
 def problem(
-    sizes: Sequence[int], n_features: int, mixtures: Sequence[int], weighted: bool = False
+    sizes: Sequence[int],
+    n_features: int,
+    mixtures: Sequence[int],
+    weighted: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    heavy: float = 1.0,
 ) -> dict[str, Any]:
-    """Random pairs, in rows of a pitch that the tensor map takes; ``sizes``: of the annotators."""
+    """Random pairs, in rows of a pitch that the tensor map takes; ``sizes``: of the annotators.
+
+    Columns of float16 differ in size by 2^16, their weights the other way. ``heavy``: size of the comparison weights.
+    """
     torch.manual_seed(n_features)
     indptr = torch.tensor([0, *sizes]).cumsum(0)
     rows, n_heads, pitch = int(indptr[-1]), sum(mixtures), (n_features + 7) // 8 * 8
+    wide = 16 if dtype == torch.float16 else 0
+    size = (wide * (torch.rand(pitch) - 0.5)).exp2()
     return {
-        "features": torch.randn(rows, pitch).to(torch.bfloat16)[:, :n_features],
+        "features": (torch.randn(rows, pitch) * size).to(dtype)[:, :n_features],
         "indptr": indptr,
-        "weight": 1.5 * torch.randn(n_heads, n_features) / n_features**0.5,
+        "weight": 1.5 * torch.randn(n_heads, n_features) / n_features**0.5 / size[:n_features],
         "log_weights": torch.randn(n_heads) / 3,
         "mixture_indptr": torch.tensor([0, *mixtures]).cumsum(0),
-        "comparison_weight": 0.5 + torch.rand(rows) if weighted else None,
+        "comparison_weight": heavy * (0.5 + torch.rand(rows)) if weighted else None,
     }
 
 

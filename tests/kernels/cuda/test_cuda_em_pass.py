@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import pytest
@@ -28,6 +29,22 @@ CASES = {
     ),
     "16 heads": ({"variant": 4, "chunk_rows": 96}, (LONG[4:], 1000, (1, 3, 12), True)),
     "9 heads, as compiled": ({"variant": 5, "carry": False}, (SHORT[:9], 1000, (4, 5))),
+    "float16, carried": (
+        {"variant": 8, "chunk_rows": 1000, "carry": True},
+        ([1, 32, 33, 0, 2100], 450, (3, 4), True, torch.float16),
+    ),
+    "float16, one head, heavy comparisons": (
+        {"variant": 8, "chunk_rows": 64, "carry": True},
+        ([70, 1, 200], 130, (1,), True, torch.float16, 1e6),
+    ),
+    "float16, light comparisons": (
+        {"variant": 8, "carry": True},
+        ([70, 1, 40], 130, (2, 3), True, torch.float16, 1e-6),
+    ),
+    "float16, 16 heads, as compiled": (
+        {"variant": 9, "carry": False},
+        (SHORT[:9], 1000, (9, 7), False, torch.float16),
+    ),
 }
 
 
@@ -42,10 +59,36 @@ def test_emulated(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "mixtures"), [(6, (3, 5)), (7, (4, 12))])
-def test_emulated_as_compiled(variant, mixtures):
-    given = problem([1, 33, 40, 5, 7, 90, 11], 4096, mixtures)
+@pytest.mark.parametrize(
+    ("variant", "mixtures", "dtype"),
+    [(6, (3, 5), torch.bfloat16), (7, (4, 12), torch.bfloat16), (10, (7, 1), torch.float16)],
+)
+def test_emulated_as_compiled(variant, mixtures, dtype):
+    given = problem([1, 33, 40, 5, 7, 90, 11], 4096, mixtures, dtype=dtype)
     assert_near(emulated(Emulator(variant), given), exact(given))
+
+
+def test_parts_hold_a_weight():
+    """bfloat16: exactly; float16: 2^-23 of it, and where that is finer 2^-39 of its head's largest."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 500) * (40 * torch.rand(4, 500) - 20).exp2()
+    weight *= torch.tensor([1e-30, 1e-4, 1.0, 1e25])[:, None]
+    scaled, scales = _cuda._scaled_for_float16(weight, torch.tensor([3.0, 70000.0]))
+    assert torch.equal(scaled * scales[:4, None], weight)  # powers of two
+    largest = scaled.abs().amax(1)
+    assert float(largest.min()) >= 2**14 and float(largest.max()) < 2**15
+    assert float(scales[4]) * 70000 >= 2**14 and float(scales[4]) * 70000 < 2**15
+
+    def parts(values, half):
+        held = [sum_of_parts(half, ctypes.c_float(x)) for x in values.flatten().tolist()]
+        return torch.tensor(held, dtype=torch.float64).view_as(values)
+
+    sum_of_parts = library().sum_of_parts
+    sum_of_parts.restype = ctypes.c_double
+    assert torch.equal(parts(scaled, False), scaled.double())
+    error = (parts(scaled, True) - scaled.double()).abs() / largest[:, None]
+    assert bool((error <= 2**-23 * scaled.abs() / largest[:, None] + 2**-39).all())
+    assert float(error.max()) > 2**-25  # one part less than bfloat16's three
 
 
 @pytest.mark.parametrize("heads", [8, 16])

@@ -51,9 +51,16 @@ MUTANTS = {
     ),
     "two parts of a weight for three": (
         KERNEL_FILE,
-        "for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);",
-        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? bf16_rest(v[i]) : 0.f;",
+        "for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? rest<kHalf>(v[i]) : 0.f;",
     ),
+    "one part of a float16 weight for two": (
+        KERNEL_FILE,
+        "for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = kHalf ? 0.f : rest<kHalf>(v[i]);",
+    ),
+    "coefficients of float16 not scaled": (KERNEL_FILE, "? *a.coef_scale : 1.f;", "? 1.f : 1.f;"),
+    "margins of float16 left scaled": (KERNEL_FILE, "m *= __int_as_float(table[h].w);", ";"),
     "a chunk left out": (
         "em_pass_join.cuh",
         "for (int64_t c = split.begin[n]; c < split.begin[n + 1]; ++c) whole",
