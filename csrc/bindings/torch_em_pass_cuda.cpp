@@ -40,14 +40,16 @@ bool wants_carry(const Tensor& sizes) {
   return em::TileCutter::wants_carry(sizes.const_data_ptr<int64_t>(), sizes.size(0));
 }
 
+// lengths: rows of each comparison, none 0, without a value every row is one.
 // -> tiles (256 bytes each, flat), tile_begin (n_clusters + 1), split_begin, split_annotator; on the CPU.
-std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, bool carry, int64_t n_clusters,
-                                                 int64_t chunk_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, const MaybeTensor& lengths, bool carry,
+                                                 int64_t n_clusters, int64_t chunk_rows) {
   check_dim(sizes, 1, "sizes");
   STD_TORCH_CHECK(n_clusters > 0 && chunk_rows > 0, "em_pass: expected clusters and rows of a chunk, got ", n_clusters,
                   " and ", chunk_rows);
+  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
   const em::Tiles cut =
-      em::TileCutter(sizes.const_data_ptr<int64_t>(), sizes.size(0), carry, chunk_rows).cut(n_clusters);
+      em::TileCutter(sizes.const_data_ptr<int64_t>(), sizes.size(0), length, carry, chunk_rows).cut(n_clusters);
   return {on_host(sizes, ScalarType::Byte, reinterpret_cast<const uint8_t*>(cut.tiles.data()),
                   cut.tiles.size() * sizeof(em::Tile)),
           on_host(sizes, ScalarType::Int, cut.begin.data(), cut.begin.size()),
@@ -68,7 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                                    const Tensor& split_annotator, int64_t n_annotators,
                                                    const Tensor& weight, const Tensor& log_weights,
                                                    const Tensor& mixture_begin, const Tensor& mixture_end,
-                                                   const MaybeTensor& scales, int64_t n_chunks, int64_t steps) {
+                                                   const MaybeTensor& scales, bool sets, double label_noise, bool hard,
+                                                   double temperature, int64_t n_chunks, int64_t steps) {
   check_dim(features, 2, "features");
   check_dim(weight, 2, "weight");
   check_size(weight, 1, features.size(1), "weight");
@@ -118,6 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                    half,
                                    scale,
                                    scale ? scale + H : nullptr};
+  const maxmin_em_cuda_objective objective{sets, hard, label_noise, temperature};
   const maxmin_em_cuda_outputs out{log_resp.mutable_data_ptr<float>(), evidence.mutable_data_ptr<double>(),
                                    mass.mutable_data_ptr<double>(), gradient.mutable_data_ptr<float>()};
   const maxmin_em_cuda_scratch scratch{first,
@@ -127,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                        chunk_gradients.mutable_data_ptr<float>(),
                                        first + 2 * Q * H,
                                        first + (2 * Q + S) * H};
-  check_cuda(maxmin_em_pass_cuda(&plan, &heads, features.const_data_ptr(), features.size(0), features.stride(0), &out,
-                                 &scratch, current_stream(features)),
+  check_cuda(maxmin_em_pass_cuda(&plan, &heads, &objective, features.const_data_ptr(), features.size(0),
+                                 features.stride(0), &out, &scratch, current_stream(features)),
              features, H);
   return {log_resp, evidence, mass, gradient};
 }
@@ -138,12 +142,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
 
 STABLE_TORCH_LIBRARY_FRAGMENT(maxmin_native, m) {
   m.def("em_pass_wants_carry(Tensor sizes) -> bool");
-  m.def("em_pass_tiles(Tensor sizes, bool carry, int n_clusters, int chunk_rows) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "em_pass_tiles(Tensor sizes, Tensor? lengths, bool carry, int n_clusters, int chunk_rows) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("em_pass_clusters(Tensor features, int n_heads, bool carry) -> int");
   m.def(
       "em_pass_cuda(Tensor features, Tensor tiles, Tensor tile_begin, bool carry, Tensor split_begin, "
       "Tensor split_annotator, int n_annotators, Tensor weight, Tensor log_weights, Tensor mixture_begin, "
-      "Tensor mixture_end, Tensor? scales, int n_chunks, int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mixture_end, Tensor? scales, bool sets, float label_noise, bool hard, float temperature, int n_chunks, "
+      "int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maxmin_native, CPU, m) {

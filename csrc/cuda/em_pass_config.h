@@ -1,9 +1,11 @@
 // Sizes of a variant of the kernel, and where its buffers lie in shared memory.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "em_pass_maps.h"
 #include "em_pass_tiles.h"
+#include "maxmin/em_pass_cuda.h"
 
 namespace maxmin::em {
 
@@ -48,6 +50,18 @@ struct Config {
   static_assert(WARPS * kPartial * 4 >= H * kTileRows * 8, "sums of annotators lie on the partial margins");
 };
 
+// As maxmin_em_cuda_objective.
+struct Objective {
+  bool sets;              // some comparison has more than one row
+  float log_kept, noise;  // (3b): log(1 - epsilon), epsilon
+  bool hard;              // (7H)
+  float temperature;      // (7T)
+};
+inline Objective objective_of(const maxmin_em_cuda_objective& o) {
+  return {o.sets != 0, static_cast<float>(std::log1p(-o.label_noise)), static_cast<float>(o.label_noise), o.hard != 0,
+          static_cast<float>(o.temperature)};
+}
+
 // As maxmin_em_pass_cuda's, for one launch.
 struct Arguments {
   const Tile* tiles;
@@ -61,6 +75,7 @@ struct Arguments {
   float2* chunk_sums;
   float* chunk_gradients;
   int64_t n_features;
+  Objective objective;
 };
 
 }  // namespace maxmin::em

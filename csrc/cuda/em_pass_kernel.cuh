@@ -1,11 +1,11 @@
-// One EM pass over pairs, one read of the features: MATH (2)-(6), (8) and the group masses. README.md draws the plan.
+// One EM pass over rows, one read of the features: MATH (2)-(8) and the group masses. README.md draws the plan.
 //
 // A cluster of C CTAs owns whole tiles of 32 rows; CTA r the columns [64 WARPS r, 64 WARPS (r + 1)), a warp one box of
 // 64 columns in both products. A warp waits for its own box only and, being its only reader, refills it itself.
 //
 //   margins(t)    X W by m16n8k16; sums of the warps in fixed order; pushed to every CTA of the cluster
-//   posterior(t)  in each CTA alike, warp = head, lane = row: log-sigmoid, sum over the annotator, softmax over the
-//   mixture gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
+//   posterior(t)  in each CTA alike, warp = head, lane = row: log p, sum over the annotator, softmax over the mixture
+//   gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
 //
 // An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum,
 // which is scaled when he ends, or written out where his chunk ends.
@@ -14,6 +14,7 @@
 // does after the barrier that follows all its reads of inbox(t) and its arming of got(t + 2).
 #pragma once
 #include "em_pass_config.h"
+#include "em_pass_row.cuh"
 
 namespace maxmin::em {
 
@@ -172,6 +173,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     if (F::kSteps >= kExchange && warp < F::kHeadWarps) {
       const int first = tile.first[lane], last = tile.last[lane], annotator = tile.annotator[lane];
       const int rows = tile.rows, flags = tile.flags;
+      const Comparison comparison = comparison_of(tile.begins, lane);
       const float v = tile.v[lane];
       const bool goes_on = (flags & kOpenOut) && annotator == tile.annotators - 1;
       const bool began_before = (flags & kOpenIn) && annotator == 0;
@@ -189,10 +191,13 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
           for (int c = 0; c < C; ++c) m += inbox[(e * C + c) * (F::kInbox / 4) + h * kTileRows + lane];
           if constexpr (kHalf) m *= __int_as_float(table[h].w);
-          // (3), (3') of a pair
-          const float z = __expf(-fabsf(m));
-          float x = v * (fminf(m, 0.f) - log1pf(z));
-          s[j] = v * __fdividef(m > 0.f ? z : 1.f, 1.f + z);
+          Term term = a.objective.sets ? term_of_choice(m, lane, comparison) : term_of_pair(m);
+          if (a.objective.noise > 0.f) {
+            const int offered = comparison.last - comparison.first + 2;
+            term = with_noise(term, a.objective.log_kept, a.objective.noise, static_cast<float>(offered));
+          }
+          s[j] = v * term.share;
+          float x = lane == comparison.first ? v * term.log_prob : 0.f;  // once a comparison
           // (4): the annotator's sum, at each of his rows
 #pragma unroll
           for (int o = 1; o < 32; o <<= 1) {
@@ -223,21 +228,40 @@ __global__ void __launch_bounds__(F::kThreads, 1)
         named_barrier<2, F::kHeadWarps * 32>();
 #pragma unroll
         for (int j = 0; j < F::kHeadsPerWarp; ++j) {
-          // (5), (6): -log gamma is the logsumexp of differences to the own head, which two floats give exactly enough.
+          // (5), (6), (7T), (7H) from differences to the largest sum, which two floats give exactly enough.
           const int h = warp + j * WARPS;
           const int begin = table[h].y, end = table[h].z;
-          float d[H], top = 0.f, z = 0.f;
+          float d[H], top = -INFINITY, best = -INFINITY;
+#pragma unroll
+          for (int k = 0; k < H; ++k) {
+            if (k >= begin && k < end) top = fmaxf(top, sums[k * kTileRows + lane].x);
+          }
 #pragma unroll
           for (int k = 0; k < H; ++k) {
             const float2 u = sums[k * kTileRows + lane];
-            d[k] = k >= begin && k < end ? (u.x - hi[j]) + (u.y - lo[j]) : -INFINITY;
-            top = fmaxf(top, d[k]);
+            d[k] = k >= begin && k < end ? (u.x - top) + u.y : -INFINITY;
+            best = fmaxf(best, d[k]);
           }
+          const float own = (hi[j] - top) + lo[j], inverse = 1.f / a.objective.temperature;
+          float z = 0.f, log_resp, above;  // `above`: evidence less `top`
 #pragma unroll
           for (int k = 0; k < H; ++k) {
-            if (H <= 8 || (k >= begin && k < end)) z += __expf(d[k] - top);  // with 16 heads skipping saves time
+            if (H <= 8 || (k >= begin && k < end))
+              z += __expf((d[k] - best) * inverse);  // 16 heads: skipping saves time
           }
-          const float lse = top + logf(z), resp = __expf(-lse);
+          if (a.objective.hard) {
+            bool earlier = false;  // the first of equals wins
+#pragma unroll
+            for (int k = 0; k < H; ++k) earlier |= k < h && d[k] == best;
+            log_resp = own == best && !earlier ? 0.f : -INFINITY;
+            if (isnan(z)) log_resp = z;
+            above = best;
+          } else {
+            log_resp = (own - best) * inverse - logf(z);
+            if (own < -1e29f) log_resp = -INFINITY;  // log eta was
+            above = best + a.objective.temperature * logf(z);
+          }
+          const float resp = __expf(log_resp);
           uint16_t* coef = reinterpret_cast<uint16_t*>(base + F::kCoefs + e * F::kKinds * 2 * F::kCoef) +
                            h * maps::kCoefPitch + lane;
           if constexpr (kHalf) s[j] *= coef_scale;
@@ -251,9 +275,9 @@ __global__ void __launch_bounds__(F::kThreads, 1)
             if (began_before && !goes_on && lane == 0) gamma[e * H + h] = resp;
           }
           if (me == h % C && lane < rows && lane == last && !goes_on) {  // each head's results are one CTA's to write
-            a.log_resp[(tile.annotator0 + annotator) * H + h] = -lse;
+            a.log_resp[(tile.annotator0 + annotator) * H + h] = log_resp;
             mass[j] += resp;
-            evidence[j] += double(hi[j]) + lo[j] + lse;
+            evidence[j] += double(top) + above;
           }
         }
       }

@@ -79,9 +79,9 @@ extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features,
 }
 
 extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
-                                   const void* features, int64_t n_rows, int64_t stride_row,
-                                   const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch,
-                                   void* stream_) {
+                                   const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows,
+                                   int64_t stride_row, const maxmin_em_cuda_outputs* out,
+                                   const maxmin_em_cuda_scratch* scratch, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   const Arguments a{static_cast<const Tile*>(plan->tiles),
                     plan->tile_begin,
@@ -97,7 +97,8 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                     scratch->gradient_parts,
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
-                    heads->n_features};
+                    heads->n_features,
+                    objective_of(*objective)};
   CUtensorMap map;
   const Wanted wanted{heads->n_heads, heads->n_features, heads->half != 0, plan->carry != 0, plan->steps};
   if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, wanted.half, &map)) {

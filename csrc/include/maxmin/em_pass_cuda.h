@@ -1,4 +1,4 @@
-// One EM pass over pairs in one read of the features, for Hopper (sm_90a): MATH (2)-(6), (8) and the group masses.
+// One EM pass over rows in one read of the features, for Hopper (sm_90a): MATH (2)-(8) and the group masses.
 // Built only where nvcc is. csrc/cuda/README.md has the plan.
 #pragma once
 #include "maxmin/common.h"
@@ -35,6 +35,13 @@ typedef struct maxmin_em_cuda_heads {
   const float *margin_scale, *coef_scale;
 } maxmin_em_cuda_heads;
 
+// What is maximised: (3b) with label_noise > 0, (7H) if hard, else (7T), at temperature 1 the likelihood.
+typedef struct maxmin_em_cuda_objective {
+  int sets;  // 0: every row is a comparison, 1: the tiles know which rows make one
+  int hard;
+  double label_noise, temperature;
+} maxmin_em_cuda_objective;
+
 // Every value is written once; `evidence[h]` is the sum over annotators of Z of the head's mixture.
 typedef struct maxmin_em_cuda_outputs {
   float* log_resp;   // (annotators of the plan, n_heads)
@@ -56,9 +63,10 @@ typedef struct maxmin_em_cuda_scratch {
 // Clusters of the kernel for these sizes that run at once on the current device.
 int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters);
 // features (n_rows, n_features) bfloat16 or float16; base and row stride (in elements) multiples of 16 bytes.
-int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads, const void* features,
-                        int64_t n_rows, int64_t stride_row, const maxmin_em_cuda_outputs* out,
-                        const maxmin_em_cuda_scratch* scratch, void* stream);
+int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
+                        const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows,
+                        int64_t stride_row, const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch,
+                        void* stream);
 const char* maxmin_cuda_error_name(int error);
 
 #ifdef __cplusplus

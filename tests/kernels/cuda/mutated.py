@@ -16,17 +16,23 @@ import maxmin_kernels as mk
 from tests.kernels.cuda.emulator import Emulator
 from tests.kernels.cuda.layouts import LONG, assert_near, emulated, exact, problem
 
-# (emulator options, problem): carried annotators, an odd ring with chunks, eight slots, float16.
+# (emulator options, problem): carried annotators, an odd ring with chunks, eight slots, float16, choice sets.
 RUNS: list[tuple[dict[str, Any], str]] = [
     ({"variant": 1}, "pairs"),
     ({"variant": 2, "chunk_rows": 96}, "pairs"),
     ({"variant": 3, "chunk_rows": 64}, "pairs"),
     ({"variant": 8, "chunk_rows": 64, "carry": True}, "float16"),
+    ({"variant": 1, "carry": True}, "choices"),
+    ({"variant": 1, "carry": True}, "ties"),
 ]
 PROBLEMS: dict[str, dict[str, Any]] = {
     "pairs": problem(LONG[:8], 500, (3, 5), weighted=True),
     "float16": problem([1, 33, 5, 70], 130, (3, 2), True, torch.float16, 1e-6),
+    "choices": problem([2, 33, 5, 7], 130, (3, 2), True, sets=13, label_noise=0.2),
+    "ties": problem([5, 33, 7], 130, (3, 2), hard=True),
 }
+PROBLEMS["ties"]["weight"][1:] = PROBLEMS["ties"]["weight"][0].clone()
+PROBLEMS["ties"]["log_weights"][:] = 0.0
 
 
 def verdict(path: str, truths: dict[str, mk.EMPass]) -> str:

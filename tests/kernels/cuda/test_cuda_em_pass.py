@@ -41,6 +41,25 @@ CASES = {
         {"variant": 8, "carry": True},
         ([70, 1, 40], 130, (2, 3), True, torch.float16, 1e-6),
     ),
+    "choices": ({"variant": 0, "carry": False}, ([1, 0, 3, 2, 1, 4], 450, (3, 5)), {"sets": 6}),
+    "choices, carried": (
+        {"variant": 1, "chunk_rows": 200, "carry": True},
+        ([1, 32, 2, 33, 0, 60], 200, (4, 3), True),
+        {"sets": 32, "label_noise": 0.1},
+    ),
+    "choices, float16, 16 heads": (
+        {"variant": 9, "carry": False},
+        ([1, 2, 4, 1, 3], 1000, (15, 1), True, torch.float16),
+        {"sets": 5, "temperature": 3.0},
+    ),
+    "noise": ({"variant": 0, "carry": False}, (SHORT[:9], 130, (2, 3), True), {"label_noise": 0.3}),
+    "tempered, chunks": (
+        {"variant": 2, "chunk_rows": 96},
+        (LONG[:10], 130, (3, 5)),
+        {"temperature": 2.5},
+    ),
+    "cold": ({"variant": 0, "carry": False}, (SHORT[:9], 130, (3, 5)), {"temperature": 0.05}),
+    "hard, chunks": ({"variant": 2, "chunk_rows": 96}, (LONG[:10], 130, (3, 5)), {"hard": True}),
     "float16, 16 heads, as compiled": (
         {"variant": 9, "carry": False},
         (SHORT[:9], 1000, (9, 7), False, torch.float16),
@@ -50,12 +69,25 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_emulated(name):
-    options, given = CASES[name]
-    given = problem(*given)
+    options, given, *objective = CASES[name]
+    given = problem(*given, **dict(*objective))
     outs = [emulated(Emulator(seed=seed, **options), given) for seed in (1, 2)]
-    assert_near(outs[0], exact(given))
+    assert_near(outs[0], exact(given), given.get("temperature", 1.0))
     # The interleaving of threads and copies changes no bit.
     assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_ties_go_to_the_first_head_and_an_empty_group_to_nobody(hard):
+    given = problem([3, 40, 0, 7, 50], 130, (3, 3), hard=hard)
+    given["weight"][[1, 2, 4]] = given["weight"][0].clone()
+    given["log_weights"][:3] = 0.25
+    given["log_weights"][3] = -torch.inf  # its mixture's first head: the evidence is not lost
+    out = emulated(Emulator(1, carry=True, chunk_rows=32), given)
+    assert_near(out, exact(given))
+    assert bool((out.log_resp[:, 3] == -torch.inf).all())
+    if hard:
+        assert torch.equal(out.log_resp[:, 0], torch.zeros(5))
 
 
 @pytest.mark.slow
@@ -97,14 +129,16 @@ def test_shared_memory_has_no_bank_conflicts(heads, warps):
     assert library().bank_conflicts(heads, warps) == 0
 
 
-def cut(sizes, carry, clusters, chunk_rows=4096):
+def cut(sizes, carry, clusters, chunk_rows=4096, lengths=None):
     """{name: column} of the tiles, and the other three."""
     sizes = torch.tensor(sizes)
-    tiles, *rest = Emulator(0).em_pass_tiles(sizes, carry, clusters, chunk_rows)
+    tiles, *rest = Emulator(0).em_pass_tiles(sizes, lengths, carry, clusters, chunk_rows)
     whole = tiles[:, :32].contiguous()
-    names = ("rows", "annotators", "flags", "chunk")
-    columns = dict(zip(names, whole[:, 16:].contiguous().view(torch.int32).T, strict=True))
-    return {"row0": whole[:, :16].contiguous().view(torch.int64)[:, 0], **columns}, *rest
+    names = ("begins", "flags", "chunk")
+    columns = dict(zip(names, whole[:, 20:].contiguous().view(torch.int32).T, strict=True))
+    columns["row0"] = whole[:, :16].contiguous().view(torch.int64)[:, 0]
+    columns["rows"] = whole[:, 16:18].contiguous().view(torch.int16)[:, 0].long()
+    return columns, *rest
 
 
 @pytest.mark.parametrize("carry", [False, True])
@@ -129,6 +163,31 @@ def test_tiles_cover_every_row_once(carry, clusters):
     assert int(rows.max()) <= sum(sizes) / clusters + (1024 if carry else 32)
 
 
+@pytest.mark.parametrize("clusters", [1, 3])
+@pytest.mark.parametrize("longest", [2, 17, 32])
+def test_tiles_and_chunks_cut_no_comparison(longest, clusters):
+    torch.manual_seed(longest)
+    lengths = torch.randint(1, longest + 1, (600,))
+    begin = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    sizes = begin[torch.tensor([0, 1, 2, 40, 500, 600])].diff().tolist()
+    tiles, _, split_begin, split_annotator = cut(sizes, True, clusters, 100, lengths)
+    inner = set(begin.tolist())
+    assert int(tiles["rows"].sum()) == sum(sizes) and int(tiles["rows"].max()) <= 32
+    for row0, rows, bits in zip(*(tiles[name].tolist() for name in ("row0", "rows", "begins")), strict=True):  # fmt: skip
+        assert row0 in inner and row0 + rows in inner
+        marked = {row0 + r for r in range(rows) if bits >> r & 1}
+        assert marked == {b for b in inner if row0 <= b < row0 + rows}
+        assert all(bits >> r & 1 for r in range(rows, 32))
+    # Chunks, of at most a hundred rows, hold all rows of annotators that have more.
+    assert split_annotator.tolist() == [a for a, size in enumerate(sizes) if size > 100]
+    chunk_end = (tiles["row0"] + tiles["rows"])[tiles["chunk"] >= 0]
+    assert chunk_end.shape[0] == int(split_begin[-1])
+    for first, last, annotator in zip(split_begin, split_begin[1:], split_annotator, strict=False):
+        start = sum(sizes[: int(annotator)])
+        ends = torch.cat([torch.tensor([start]), chunk_end[first:last]])
+        assert int(ends[-1]) == start + sizes[int(annotator)] and int(ends.diff().max()) <= 100
+
+
 @pytest.mark.parametrize(
     ("sizes", "carry"),
     [([32] * 9, False), ([4] * 100, False), ([20] * 50, True), ([33], True), ([5], False)],
@@ -145,6 +204,20 @@ def test_tiles_are_cut_once_a_pointer(monkeypatch):
     assert _cuda._tiles_of(x, indptr, 8) is first and len(calls) == 1
     indptr[1] = 5
     assert _cuda._tiles_of(x, indptr, 8) is not first and len(calls) == 2
+
+
+def test_tiles_of_choices_are_cut_once_a_pair_of_pointers(monkeypatch):
+    emulator, calls = Emulator(0, carry=False), []
+    monkeypatch.setattr(_cuda, "native", lambda: calls.append(1) or emulator)
+    x, indptr = torch.ones(10, 64, dtype=torch.bfloat16), torch.tensor([0, 1, 3])
+    choices, others = torch.tensor([0, 4, 6, 10]), torch.tensor([0, 1, 2, 10])
+    first = _cuda._tiles_of(x, indptr, 8, choices)
+    assert _cuda._tiles_of(x, indptr, 8, choices) is first and len(calls) == 1
+    assert _cuda._tiles_of(x, indptr, 8, others) is not first and len(calls) == 2
+    assert _cuda._tiles_of(x, indptr, 8, choices) is first
+    choices[1] = 5
+    assert _cuda._tiles_of(x, indptr, 8, choices) is not first
+    assert _cuda._tiles_of(x, indptr.clone(), 8, choices) is not first
 
 
 def test_through_the_public_face(monkeypatch):

@@ -37,9 +37,8 @@ def transposed():
 ITEMS = {"chosen": torch.zeros(8, dtype=torch.int64), "rejected": torch.ones(8, dtype=torch.int64)}
 REASONS = {
     "items": (arguments(**ITEMS), "it serves rows, got an item table"),
-    "hard": (arguments(hard=True), "plain soft EM, got hard=True"),
-    "noise": (arguments(label_noise=0.1), "label_noise=0.1"),
-    "tempered": (arguments(temperature=2.0), "temperature=2.0"),
+    "hard on a CPU": (arguments(hard=True), "an NVIDIA GPU, got one on cpu"),
+    "noise on a CPU": (arguments(label_noise=0.1), "an NVIDIA GPU, got one on cpu"),
     "float32": (arguments(dtype=torch.float32), "bfloat16 and float16 features, got torch.float32"),
     "float64": (arguments(dtype=torch.float64), "bfloat16 and float16 features, got torch.float64"),
     "float16 on a CPU": (arguments(dtype=torch.float16), "an NVIDIA GPU, got one on cpu"),
@@ -61,10 +60,12 @@ def test_forced_it_says_why_not(name):
         mk.em_pass(*given, **options)
 
 
-def test_choice_sets_are_not_served():
-    (x, _, *rest), _ = arguments()
-    with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match="it serves pairs, got choice"):
-        mk.em_pass(x, torch.tensor([0, 4]), *rest, choice_indptr=torch.tensor([0, 2, 4, 6, 8]))
+def test_a_comparison_longer_than_a_tile_is_not_served():
+    (x, _, *rest), _ = arguments(n_rows=40)
+    for longest, message in ((33, "at most 32 rows, got one of 33"), (32, "GPU, got one on cpu")):
+        choices = torch.tensor([0, 2, 2 + longest, 40])
+        with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match=message):
+            mk.em_pass(x, torch.tensor([0, 3]), *rest, choice_indptr=choices)
 
 
 def test_another_architecture_is_named(monkeypatch):
@@ -96,4 +97,8 @@ def test_a_pointer_that_leads_astray_is_refused():
     x = torch.ones(8, 64, dtype=torch.bfloat16)
     for indptr in ([0, 9], [0, 5, 3, 8], [1, 8]):
         with pytest.raises(ValueError, match="indptr: expected 0 to 8 without a step down"):
-            _cuda._cut_tiles(x, torch.tensor(indptr), 8)
+            _cuda._cut_tiles(x, torch.tensor(indptr), 8, None)
+    for choices in ([0, 9], [0, 5, 3, 8], [1, 8]):
+        indptr = torch.tensor([0, len(choices) - 1])
+        with pytest.raises(ValueError, match="choice_indptr: expected 0 to 8 without a step down"):
+            _cuda._cut_tiles(x, indptr, 8, torch.tensor(choices))

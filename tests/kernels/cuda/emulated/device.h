@@ -70,6 +70,9 @@ inline float __int_as_float(int i) {
   return x;
 }
 inline float __expf(float x) { return expf(x); }
+using std::isnan;
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 
 // Features behind a "tensor map"; pitch in elements.
@@ -81,6 +84,8 @@ struct Index {
   unsigned x;
 };
 static Index threadIdx, blockIdx, blockDim;
+
+#define MAXMIN_DEVICE inline
 
 namespace device {
 

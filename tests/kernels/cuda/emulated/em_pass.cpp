@@ -66,9 +66,10 @@ double sum_of_parts(int half, float x) {
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
 
 // Called twice: without places to write to it says how much there is.
-void cut_tiles(const int64_t* sizes, int64_t n, int carry, int64_t n_clusters, int64_t chunk_rows, int64_t counts[2],
-               void* tiles, int32_t* begin, int32_t* split_begin, int64_t* split_annotator) {
-  const Tiles cut = TileCutter(sizes, n, carry, chunk_rows).cut(n_clusters);
+void cut_tiles(const int64_t* sizes, int64_t n, const int64_t* lengths, int carry, int64_t n_clusters,
+               int64_t chunk_rows, int64_t counts[2], void* tiles, int32_t* begin, int32_t* split_begin,
+               int64_t* split_annotator) {
+  const Tiles cut = TileCutter(sizes, n, lengths, carry, chunk_rows).cut(n_clusters);
   counts[0] = static_cast<int64_t>(cut.tiles.size());
   counts[1] = static_cast<int64_t>(cut.split_annotator.size());
   if (!tiles) return;
@@ -80,8 +81,8 @@ void cut_tiles(const int64_t* sizes, int64_t n, int carry, int64_t n_clusters, i
 
 // As maxmin_em_pass_cuda; the seed decides the interleaving. 0, 1 no such variant, 2 stuck (said on stdout).
 int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
-            const void* features, int64_t n_rows, int64_t stride_row, const maxmin_em_cuda_outputs* out,
-            const maxmin_em_cuda_scratch* scratch) {
+            const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows, int64_t stride_row,
+            const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch) {
   const Arguments a{static_cast<const Tile*>(plan->tiles),
                     plan->tile_begin,
                     heads->weight,
@@ -96,7 +97,8 @@ int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const max
                     scratch->gradient_parts,
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
-                    heads->n_features};
+                    heads->n_features,
+                    objective_of(*objective)};
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
