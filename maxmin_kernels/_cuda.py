@@ -6,17 +6,22 @@ them but ``MAXMIN_BACKEND=em_pass:cuda`` or ``with maxmin_kernels.backend("em_pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from maxmin_kernels import _native, reference
+from maxmin_kernels._cuda_heads import (
+    BLOCK,
+    COLUMNS,
+    padded,
+    places_in_blocks,
+    places_of,
+    scaled_for_float16,
+)
+from maxmin_kernels._memory import Memory
 
-# Features at most, by padded heads (csrc/cuda/em_pass_variants.h).
-COLUMNS = {8: 8192, 16: 4096}
 # Longer annotators are shared by clusters.
 CHUNK_ROWS = 4096
 _TILE_ROWS, _TILE_BYTES = 32, 256
@@ -56,9 +61,14 @@ def em_pass_refusal(
         return "it serves rows, got an item table with chosen and rejected"
     if features.dtype not in (torch.bfloat16, torch.float16):
         return f"it serves bfloat16 and float16 features, got {features.dtype}"
-    if not 1 <= n_heads <= 16:
-        return f"it serves 1 to 16 heads, got {n_heads}"
-    most = COLUMNS[_padded(n_heads)]
+    if not 1 <= n_heads <= 2 * BLOCK:
+        return f"it serves 1 to {2 * BLOCK} heads, got {n_heads}"
+    if n_heads > BLOCK and (mixture_indptr is None or places_in_blocks(mixture_indptr) is None):
+        sizes = [n_heads] if mixture_indptr is None else mixture_indptr.diff().tolist()
+        return (
+            f"it serves mixtures that go into two blocks of {BLOCK} heads, got mixtures of {sizes}"
+        )
+    most = COLUMNS[padded(n_heads)]
     if not 1 <= n_features <= most:
         return f"with {n_heads} heads it serves 1 to {most} features, got {n_features}"
     if not 1 <= n_rows < 2**31 - _TILE_ROWS:
@@ -82,10 +92,6 @@ def _device_refusal(device: torch.device) -> str | None:
     return None
 
 
-def _padded(n_heads: int) -> int:
-    return 8 if n_heads <= 8 else 16
-
-
 class _Tiles(NamedTuple):
     tiles: Tensor  # (T, 256) uint8
     begin: Tensor
@@ -96,27 +102,15 @@ class _Tiles(NamedTuple):
     present: Tensor | None  # annotators with a row; None: all
 
 
-class _Memory:
-    """What was made of a tensor, while it lives and is not written to."""
-
-    def __init__(self) -> None:
-        self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-    def of(self, tensor: Tensor, make: Callable[[], Any]) -> Any:
-        version = 0 if tensor.is_inference() else tensor._version
-        known = self._known.get(tensor)
-        if known is None or known[0] != version:
-            known = self._known[tensor] = (version, make())
-        return known[1]
-
-
 # Tiles are cut once a data set and kernel: {indptr: ({kernel: tiles} of pairs, {choice_indptr: {kernel: tiles}})}.
-_cut = _Memory()
-_longest_of = _Memory()
+_cut = Memory()
+_longest_of = Memory()
 
 
 def _longest(choice_indptr: Tensor) -> int:
     """Rows of the longest comparison; waits for the device when it sees the pointer for the first time."""
+    if choice_indptr.shape[0] < 2:
+        return 0
     return _longest_of.of(choice_indptr, lambda: int(choice_indptr.diff().max()))
 
 
@@ -124,7 +118,7 @@ def _tiles_of(
     features: Tensor, indptr: Tensor, heads: int, choice_indptr: Tensor | None = None
 ) -> _Tiles:
     """Waits for the device when it sees a pointer for the first time: not while a CUDA graph is captured."""
-    of_pairs, of_choices = _cut.of(indptr, lambda: ({}, _Memory()))
+    of_pairs, of_choices = _cut.of(indptr, lambda: ({}, Memory()))
     known = of_pairs if choice_indptr is None else of_choices.of(choice_indptr, dict)
     kernel = (features.device, features.dtype, heads, features.shape[1])
     if kernel not in known:
@@ -187,26 +181,6 @@ def _of_rows(values: Tensor, choice_indptr: Tensor | None, n_rows: int) -> Tenso
     return values if choice_indptr is None else values[reference.owner_of(choice_indptr, n_rows)]
 
 
-def _power(largest: Tensor) -> Tensor:
-    """The power of two that puts numbers of this size at [2^14, 2^15), where float16 ends at 2^16."""
-    exponent = (15 - torch.frexp(largest)[1]).clamp(-126, 126)
-    return ((exponent + 127).to(torch.int32) << 23).view(torch.float32)  # exact, unlike exp2
-
-
-def _scaled_for_float16(weight: Tensor, comparison_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Heads brought into float16's range, and what undoes it, (H), with the power for coefficients behind.
-
-    Two float16 parts then hold a weight to 2^-23 of itself and 2^-39 of its head's largest, a coefficient to as much of
-    itself and of the largest comparison weight.
-    """
-    power = _power(weight.abs().amax(1))
-    if comparison_weight is None:
-        coef = weight.new_full((1,), 2.0**14)
-    else:
-        coef = _power(comparison_weight.float().amax()[None])
-    return weight * power[:, None], torch.cat([1 / power, coef])
-
-
 def em_pass_fwd(
     features: Tensor,
     indptr: Tensor,
@@ -223,24 +197,21 @@ def em_pass_fwd(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(2)-(8) and the masses, as the schema of ``maxmin::em_pass_fwd`` says."""
-    n_heads, heads = weight.shape[0], _padded(weight.shape[0])
+    n_heads, heads = weight.shape[0], padded(weight.shape[0])
     cut = _tiles_of(features, indptr, heads, choice_indptr)
     tiles = cut.tiles
     if comparison_weight is not None:
         tiles = _weighted(tiles, _of_rows(comparison_weight, choice_indptr, features.shape[0]))
-    # Heads that fill up are a mixture of their own, whose results are thrown away.
-    w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
-    w[:n_heads] = weight
-    scales = None
-    if features.dtype == torch.float16:
-        w, scales = _scaled_for_float16(w, comparison_weight)
-    logs = weight.new_zeros(heads, dtype=torch.float32)
-    logs[:n_heads] = log_weights
     if mixture_indptr is None:
         mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
-    head = torch.arange(heads, device=indptr.device)
-    bounds = torch.cat([mixture_indptr, mixture_indptr.new_full((1,), heads)])
-    mixture = torch.searchsorted(bounds, head, right=True)
+    places = places_of(mixture_indptr, n_heads)
+    w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
+    w[places.head] = weight.float()
+    scales = None
+    if features.dtype == torch.float16:
+        w, scales = scaled_for_float16(w, comparison_weight)
+    logs = weight.new_zeros(heads, dtype=torch.float32)
+    logs[places.head] = log_weights.float()
     log_resp, evidence, mass, gradient = native().em_pass_cuda(
         features,
         tiles,
@@ -251,8 +222,8 @@ def em_pass_fwd(
         indptr.shape[0] - 1 if cut.present is None else cut.present.shape[0],
         w,
         logs,
-        bounds[mixture - 1].to(torch.int32),
-        bounds[mixture].to(torch.int32),
+        places.begin,
+        places.end,
         scales,
         choice_indptr is not None,
         label_noise,
@@ -260,15 +231,14 @@ def em_pass_fwd(
         temperature,
         cut.n_chunks,
     )
-    log_resp, mass = log_resp[:, :n_heads], mass[:n_heads]
+    log_resp, mass = log_resp[:, places.head], mass[places.head]
     # Every head of a mixture holds its evidence.
-    first = mixture_indptr[:-1].clamp(max=heads - 1)
-    log_likelihood = torch.where(mixture_indptr.diff() > 0, evidence[first], -torch.inf)
+    log_likelihood = torch.where(mixture_indptr.diff() > 0, evidence[places.first], -torch.inf)
     if cut.present is not None:  # of annotators without a row there is the prior
-        prior = reference.mixture_posterior(logs[None, :n_heads].double(), mixture_indptr, hard, temperature)  # fmt: skip
+        prior = reference.mixture_posterior(log_weights[None].double(), mixture_indptr, hard, temperature)  # fmt: skip
         n_absent = indptr.shape[0] - 1 - cut.present.shape[0]
         log_likelihood = log_likelihood + n_absent * prior[0][0]
         mass = mass + n_absent * prior[1][0].exp()
         every = prior[1].float().repeat(indptr.shape[0] - 1, 1)
         log_resp = every.index_copy(0, cut.present, log_resp)
-    return log_likelihood, log_resp.contiguous(), mass, gradient[:n_heads]
+    return log_likelihood, log_resp.contiguous(), mass, gradient[places.head]

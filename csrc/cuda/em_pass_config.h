@@ -75,6 +75,7 @@ struct Arguments {
   float2* chunk_sums;
   float* chunk_gradients;
   int64_t n_features;
+  int head_blocks;  // of F::H heads: neighbouring clusters work on the same tiles, a block each
   Objective objective;
 };
 

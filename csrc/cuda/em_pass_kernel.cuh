@@ -7,6 +7,8 @@
 //   posterior(t)  in each CTA alike, warp = head, lane = row: log p, sum over the annotator, softmax over the mixture
 //   gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
 //
+// With two blocks of heads the clusters 2q and 2q + 1 do this over the same tiles, a block each.
+//
 // An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum,
 // which is scaled when he ends, or written out where his chunk ends.
 //
@@ -36,7 +38,9 @@ __global__ void __launch_bounds__(F::kThreads, 1)
   uint64_t *described = full + SLOTS * WARPS, *got = described + kDescriptors;
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
   const int me = cluster_rank(), cluster = cluster_id();
-  const int tile0 = a.tile_begin[cluster], n = a.tile_begin[cluster + 1] - tile0;
+  const int n_blocks = H == 16 ? a.head_blocks : 1, n_heads = n_blocks * H;
+  const int share = cluster / n_blocks, head0 = cluster % n_blocks * H;
+  const int tile0 = a.tile_begin[share], n = a.tile_begin[share + 1] - tile0;
   const int64_t column0 = int64_t(me * WARPS + warp) * 64;
   const float coef_scale = kHalf ? *a.coef_scale : 1.f;  // a power of two
   if (tid == 0) {
@@ -47,13 +51,15 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     for (int i = 0; i < 2; ++i) mbar_expect(got + i, C * F::kInbox);  // tiles 0 and 1; posterior(t) arms for t + 2
   }
   if (tid < H) {
-    const float log_weight = fmaxf(a.log_weights[tid], -1e30f);  // -inf - -inf would be NaN
-    const float scale = kHalf ? a.margin_scale[tid] : 1.f;
-    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[tid], a.mixture_end[tid], __float_as_int(scale));
+    const int h = head0 + tid;
+    const float log_weight = fmaxf(a.log_weights[h], -1e30f);  // -inf - -inf would be NaN
+    const float scale = kHalf ? a.margin_scale[h] : 1.f;
+    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[h] - head0, a.mixture_end[h] - head0,
+                           __float_as_int(scale));
   }
   cluster_sync();
 
-  const uint64_t policy = read_once_policy();
+  const uint64_t policy = n_blocks == 1 ? read_once_policy() : read_again_policy();
   auto first_row = [&](int i) { return i < n ? static_cast<int>(a.tiles[tile0 + i].row0) : 0; };
   auto fill = [&](int unit, int row0) {  // one thread: unit = 2 tile + row block, this warp's box
     uint64_t* bar = full + (unit % SLOTS) * WARPS + warp;
@@ -92,7 +98,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t d = column0 + k * 16 + maps::b_k(lane, i);
-        v[i] = d < a.n_features ? a.weight[(b * 8 + maps::b_n(lane)) * a.n_features + d] : 0.f;
+        v[i] = d < a.n_features ? a.weight[(head0 + b * 8 + maps::b_n(lane)) * a.n_features + d] : 0.f;
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
@@ -216,7 +222,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
               carried_hi[j] = __shfl_sync(~0u, hi[j], rows - 1);
               carried_lo[j] = __shfl_sync(~0u, lo[j], rows - 1);
               if ((flags & kChunkOut) && me == h % C && lane == 0) {
-                a.chunk_sums[int64_t(tile.chunk) * H + h] = make_float2(carried_hi[j], carried_lo[j]);
+                a.chunk_sums[int64_t(tile.chunk) * n_heads + head0 + h] = make_float2(carried_hi[j], carried_lo[j]);
               }
             }
           }
@@ -275,7 +281,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
             if (began_before && !goes_on && lane == 0) gamma[e * H + h] = resp;
           }
           if (me == h % C && lane < rows && lane == last && !goes_on) {  // each head's results are one CTA's to write
-            a.log_resp[(tile.annotator0 + annotator) * H + h] = log_resp;
+            a.log_resp[(tile.annotator0 + annotator) * n_heads + head0 + h] = log_resp;
             mass[j] += resp;
             evidence[j] += double(top) + above;
           }
@@ -343,7 +349,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
               const int64_t d = column0 + k * 16 + maps::acc_row(lane, j);
-              const int64_t row = int64_t(tile.chunk) * H + b * 8 + maps::acc_col(lane, j);
+              const int64_t row = int64_t(tile.chunk) * n_heads + head0 + b * 8 + maps::acc_col(lane, j);
               if (d < a.n_features)
                 a.chunk_gradients[row * a.n_features + d] = acc[kCarry][k][b][j] * (1.f / coef_scale);
               acc[kCarry][k][b][j] = 0.f;
@@ -378,6 +384,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     if (more) margins(i + 1);
   }
 
+  // Row `cluster` of H heads: share and block, so heads of one share follow each other.
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll

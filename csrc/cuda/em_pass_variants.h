@@ -22,6 +22,9 @@ using Wide = Variants<Config<16, 2, 8, 10, kHalf, kCarry>,   // 1024
 template <int kSteps>
 using Rung = Variants<Config<8, 4, 16, 6, false, false, true, kSteps>>;
 
+// Of more heads two blocks of 16 are worked on side by side.
+constexpr int head_blocks(int64_t n_heads) { return n_heads > 16 ? 2 : 1; }
+
 // Which features, heads and tiles a variant is wanted for.
 struct Wanted {
   int64_t n_heads, n_features;

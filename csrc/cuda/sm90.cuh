@@ -102,6 +102,12 @@ MAXMIN_DEVICE uint64_t read_once_policy() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
   return p;
 }
+// Of what another cluster reads at about the same time: it stays in the L2 cache as anything else does.
+MAXMIN_DEVICE uint64_t read_again_policy() {
+  uint64_t p;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+  return p;
+}
 MAXMIN_DEVICE void copy_box(uint32_t dst, const CUtensorMap* map, int column, int row, uint64_t* bar, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "

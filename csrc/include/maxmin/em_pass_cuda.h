@@ -11,7 +11,7 @@ extern "C" {
 typedef struct maxmin_em_cuda_plan {
   const void* tiles;          // maxmin::em::Tile, 256 bytes each, 16-byte aligned; weights v of the rows filled in
   const int32_t* tile_begin;  // (n_clusters + 1)
-  int64_t n_clusters;         // at most what maxmin_em_pass_cuda_clusters says
+  int64_t n_clusters;         // shares of the tiles, at most what maxmin_em_pass_cuda_clusters says
   int carry;                  // an annotator may cross tiles
   // 5: the pass. To find what bounds it, with 8 heads, at most 4096 features and no carry: 1 loads only, 2 + margins,
   // 3 + exchange, 4 + posterior; the results then mean nothing.
@@ -22,7 +22,7 @@ typedef struct maxmin_em_cuda_plan {
   const int64_t* split_annotator;  // (n_split) their row in log_resp
 } maxmin_em_cuda_plan;
 
-// n_heads is 8 or 16; a head's mixture owns the heads [mixture_begin[h], mixture_end[h]).
+// n_heads is 8, 16 or 32; a head's mixture owns the heads [mixture_begin[h], mixture_end[h]), of 32 all in one half.
 typedef struct maxmin_em_cuda_heads {
   int64_t n_heads, n_features;
   const float* weight;       // (n_heads, n_features), contiguous
@@ -60,7 +60,7 @@ typedef struct maxmin_em_cuda_scratch {
 } maxmin_em_cuda_scratch;
 
 // All return 0 or a cudaError_t.
-// Clusters of the kernel for these sizes that run at once on the current device.
+// Clusters of the kernel for these sizes that run at once on the current device; of 32 heads pairs of them.
 int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters);
 // features (n_rows, n_features) bfloat16 or float16; base and row stride (in elements) multiples of 16 bytes.
 int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import maxmin_kernels as mk
 from maxmin_kernels import _cuda
+from maxmin_kernels._memory import Memory
 from tests.kernels.cuda.emulator import Emulator
 
 SHORT = [1, 31, 32, 5, 7, 20, 1, 1, 0, 30, 17, 16, 32, 3, 9, 8, 8, 8, 25, 2]
@@ -61,7 +62,7 @@ def emulated(emulator: Emulator, given: dict[str, Any]) -> mk.EMPass:
     """The backend's own pass, launcher and all, with the emulator for the compiled operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cuda, "native", lambda: emulator)
-        patch.setattr(_cuda, "_cut", _cuda._Memory())
+        patch.setattr(_cuda, "_cut", Memory())
         names = ("choice_indptr", "mixture_indptr", "comparison_weight")
         head = [given[name] for name in ("features", "indptr", "weight", "log_weights")]
         options = [given.get(name) for name in names]

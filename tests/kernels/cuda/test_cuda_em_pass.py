@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import maxmin_kernels as mk
-from maxmin_kernels import _cuda
+from maxmin_kernels import _cuda, _cuda_heads
 from maxmin_kernels.ops import _registry
 from tests.kernels.cuda.emulator import Emulator, library, needs_sources
 from tests.kernels.cuda.layouts import LONG, SHORT, assert_near, emulated, exact, problem
@@ -28,6 +28,15 @@ CASES = {
         (LONG[:6], 450, (8,)),
     ),
     "16 heads": ({"variant": 4, "chunk_rows": 96}, (LONG[4:], 1000, (1, 3, 12), True)),
+    "32 heads in two blocks": (
+        {"variant": 4, "chunk_rows": 96, "carry": True},
+        ([1, 33, 0, 60, 7], 450, (3, 12, 1, 9, 4), True),
+        {"sets": 2, "label_noise": 0.05},
+    ),
+    "17 heads in two blocks, float16": (
+        {"variant": 9, "carry": False},
+        ([1, 31, 20], 300, (9, 8), False, torch.float16),
+    ),
     "9 heads, as compiled": ({"variant": 5, "carry": False}, (SHORT[:9], 1000, (4, 5))),
     "float16, carried": (
         {"variant": 8, "chunk_rows": 1000, "carry": True},
@@ -100,12 +109,35 @@ def test_emulated_as_compiled(variant, mixtures, dtype):
     assert_near(emulated(Emulator(variant), given), exact(given))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "served"),
+    [([8, 6, 5, 5, 4, 4], True), ([16, 16], True), ([3] * 10, True), ([0, 16, 1], True), ([11, 11, 10], False), ([17], False)],
+)  # fmt: skip
+def test_mixtures_go_whole_into_two_blocks(sizes, served):
+    pointer = torch.tensor([0, *sizes]).cumsum(0)
+    places = _cuda_heads.places_in_blocks(pointer)
+    assert (places is not None) == served
+    if places is None:
+        return
+    head = places.head.tolist()
+    assert len(set(head)) == len(head) == sum(sizes) and max(head) < 32
+    for mixture, (a, b) in enumerate(itertools.pairwise(pointer.tolist())):
+        own = head[a:b]
+        assert own == list(range(own[0], own[0] + b - a)) if own else True
+        assert len({place // 16 for place in own}) <= 1
+        assert all(places.begin[p] == own[0] and places.end[p] == own[-1] + 1 for p in own)
+        assert not own or int(places.first[mixture]) == own[0]
+    for p in set(range(32)) - set(head):  # what fills up is nobody's
+        inside = range(int(places.begin[p]), int(places.end[p]))
+        assert p in inside and not set(inside) & set(head) and len({k // 16 for k in inside}) == 1
+
+
 def test_parts_hold_a_weight():
     """bfloat16: exactly; float16: 2^-23 of it, and where that is finer 2^-39 of its head's largest."""
     torch.manual_seed(0)
     weight = torch.randn(4, 500) * (40 * torch.rand(4, 500) - 20).exp2()
     weight *= torch.tensor([1e-30, 1e-4, 1.0, 1e25])[:, None]
-    scaled, scales = _cuda._scaled_for_float16(weight, torch.tensor([3.0, 70000.0]))
+    scaled, scales = _cuda_heads.scaled_for_float16(weight, torch.tensor([3.0, 70000.0]))
     assert torch.equal(scaled * scales[:4, None], weight)  # powers of two
     largest = scaled.abs().amax(1)
     assert float(largest.min()) >= 2**14 and float(largest.max()) < 2**15

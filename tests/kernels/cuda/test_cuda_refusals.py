@@ -42,7 +42,19 @@ REASONS = {
     "float32": (arguments(dtype=torch.float32), "bfloat16 and float16 features, got torch.float32"),
     "float64": (arguments(dtype=torch.float64), "bfloat16 and float16 features, got torch.float64"),
     "float16 on a CPU": (arguments(dtype=torch.float16), "an NVIDIA GPU, got one on cpu"),
-    "17 heads": (arguments(n_heads=17), "1 to 16 heads, got 17"),
+    "33 heads": (arguments(n_heads=33), "1 to 32 heads, got 33"),
+    "one mixture of 17 heads": (
+        arguments(n_heads=17),
+        r"two blocks of 16 heads, got mixtures of \[17\]",
+    ),
+    "mixtures that go into no two blocks": (
+        arguments(n_heads=32, mixture_indptr=torch.tensor([0, 11, 22, 32])),
+        r"two blocks of 16 heads, got mixtures of \[11, 11, 10\]",
+    ),
+    "32 heads on a CPU": (
+        arguments(n_heads=32, mixture_indptr=torch.tensor([0, 16, 32])),
+        "an NVIDIA GPU, got one on cpu",
+    ),
     "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
     "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
     "no rows": (arguments(n_rows=0), "rows, got 0"),

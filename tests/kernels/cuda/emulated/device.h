@@ -259,6 +259,7 @@ inline void landed(const void* b, int bytes) {
 }
 
 inline uint64_t read_once_policy() { return 0; }
+inline uint64_t read_again_policy() { return 1; }
 // Bits 4-6 of the linear address are xored with bits 7-9; what lies outside the features is zero.
 inline void copy_box(uint32_t dst, const CUtensorMap* m, int column, int row, uint64_t* bar, uint64_t) {
   uint8_t* d = device::at(dst);

@@ -98,15 +98,16 @@ int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const max
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
                     heads->n_features,
+                    head_blocks(heads->n_heads),
                     objective_of(*objective)};
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
-    if (heads->n_heads != F::H || heads->n_features > F::kColumns || plan->carry != F::kCarry ||
+    if (heads->n_heads != F::H * a.head_blocks || heads->n_features > F::kColumns || plan->carry != F::kCarry ||
         heads->half != F::kHalf) {
       return 1;
     }
-    for (int q = 0; q < plan->n_clusters; ++q) {
+    for (int q = 0; q < plan->n_clusters * a.head_blocks; ++q) {
       const char* error = device::run(F::C, F::kThreads, F::kBytes, q, seed, [&] { em_pass_kernel<F>(map, a); });
       if (error) {
         std::printf("variant %d, seed %u: %s\n", which, seed, error);
