@@ -1,0 +1,116 @@
+"""Whole sweeps on Jester: its 399,750 pairs with K = 1 ... 6 and 8 starts each, and all 11.25 million with K = 1 ... 4 and 2.
+
+    MAXMIN_DATA=FOLDER python -m benchmarks.bench_scale [--rounds 3] [--only large]
+
+Ridge 1, to convergence. Each sweep is a process of its own, so that its memory is its own; reading the data is not timed,
+making ``PreferenceData`` of them is, apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import panels
+from benchmarks.harness import write_study
+from maxmin_rlhf import PreferenceData, fit_sweep
+
+SWEEPS = {"small": (range(1, 7), 8), "large": (range(1, 5), 2)}
+
+
+def small() -> tuple[np.ndarray, ...]:
+    """The pairs as they are stored: annotator, chosen and rejected joke."""
+    pairs = pd.read_parquet(
+        panels.data_folder() / "jester5k/pairs.parquet",
+        columns=["annotator_id", "chosen_id", "rejected_id"],
+    )
+    who = pd.factorize(pairs.annotator_id)[0]
+    return who, *(pairs[name].astype(np.int64).to_numpy() for name in ("chosen_id", "rejected_id"))
+
+
+def large() -> tuple[np.ndarray, ...]:
+    """Every pair of jokes that a rater rated differently."""
+    ratings = pd.read_parquet(panels.data_folder() / "jester5k/ratings.parquet")
+    who, chosen, rejected = [], [], []
+    for rater, (_, own) in enumerate(ratings.groupby("annotator_id", observed=True)):
+        item, rating = own["item"].to_numpy(np.int64), own["rating"].to_numpy()
+        i, j = np.triu_indices(len(own), 1)
+        i, j = i[rating[i] != rating[j]], j[rating[i] != rating[j]]
+        first = rating[i] > rating[j]
+        who.append(np.full(i.size, rater))
+        chosen.append(np.where(first, item[i], item[j]))
+        rejected.append(np.where(first, item[j], item[i]))
+    return tuple(np.concatenate(parts) for parts in (who, chosen, rejected))
+
+
+def megabytes(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+def sweep(name: str, seed: int) -> dict[str, Any]:
+    """In this process."""
+    who, chosen, rejected = {"small": small, "large": large}[name]()
+    before = megabytes("VmRSS")
+    began = time.perf_counter()
+    data = PreferenceData.from_items(np.eye(100, dtype=np.float32), chosen, rejected, who)
+    made = time.perf_counter()
+    sizes, n_init = SWEEPS[name]
+    fits = fit_sweep(data, sizes, n_init=n_init, random_state=seed)
+    return {
+        "annotators": data.n_annotators,
+        "comparisons": data.n_comparisons,
+        "data_seconds": made - began,
+        "seconds": time.perf_counter() - made,
+        "before_mb": before,
+        "peak_mb": megabytes("VmHWM"),
+        "lower_bound": {k: fit.lower_bound_ for k, fit in fits.items()},
+        "converged": all(fit.converged_ for fit in fits.values()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=tuple(SWEEPS))
+    parser.add_argument("--sweep", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.sweep:
+        print(json.dumps(sweep(options.sweep[0], int(options.sweep[1]))))
+        return
+    panels.data_folder()
+    findings = {}
+    for name, (sizes, n_init) in SWEEPS.items():
+        if options.only not in (None, name):
+            continue
+        runs = []
+        for seed in range(options.rounds):
+            command = [sys.executable, "-m", "benchmarks.bench_scale", "--sweep", name, str(seed)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs.append(json.loads(done.stdout))
+            print(name, runs[-1], flush=True)
+        findings[name] = {
+            "groups": list(sizes),
+            "n_init": n_init,
+            "l2": 1.0,
+            "seconds": median(run["seconds"] for run in runs),
+            "peak_mb": max(run["peak_mb"] for run in runs),
+            "runs": runs,
+        }
+    if options.only is None:
+        print(write_study("scale", findings))
+
+
+if __name__ == "__main__":
+    main()
