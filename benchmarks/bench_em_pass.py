@@ -28,7 +28,14 @@ def check(ours: Any, theirs: Any) -> None:
             raise SystemExit(f"em_pass and its peer differ by {difference:.2g}")
 
 
-def rows(n_rows: int, n_features: int, n_heads: int, dtype: torch.dtype, rounds: int) -> list[Any]:
+def rows(
+    n_rows: int,
+    n_features: int,
+    n_heads: int,
+    dtype: torch.dtype,
+    rounds: int,
+    compiled: bool = True,
+) -> list[Any]:
     torch.manual_seed(0)
     each = cases.CPU_ROWS["each"]
     n = n_rows // each
@@ -38,15 +45,16 @@ def rows(n_rows: int, n_features: int, n_heads: int, dtype: torch.dtype, rounds:
     owner = torch.arange(n_rows) // each
     weight = torch.randn(n_heads, n_features) / n_features**0.5
     log_weights = torch.randn(n_heads).log_softmax(0)
-    compiled = torch.compile(cases.plain_rows)
+    fused = torch.compile(cases.plain_rows)
 
     def ours() -> Any:
         return mk.em_pass(x, indptr, weight, log_weights)
 
     peers: dict[str, Callable[[], Any]] = {
         "eager": lambda: cases.plain_rows(x, weight, log_weights, owner, n, one),
-        "torch.compile": lambda: compiled(x, weight, log_weights, owner, n, one),
     }
+    if compiled:
+        peers["torch.compile"] = lambda: fused(x, weight, log_weights, owner, n, one)
     check(ours(), peers["eager"]())
     times = interleaved({"ours": ours, **peers, **floor_probes(x)}, rounds)
     flops = 4 * n_rows * n_features * n_heads
@@ -66,7 +74,7 @@ def rows(n_rows: int, n_features: int, n_heads: int, dtype: torch.dtype, rounds:
     ]
 
 
-def indexed(n_rows: int, n_annotators: int, rounds: int) -> list[Any]:
+def indexed(n_rows: int, n_annotators: int, rounds: int, compiled: bool = True) -> list[Any]:
     torch.manual_seed(0)
     shape = cases.CPU_INDEXED
     n_items, n_heads = shape.items, shape.heads
@@ -80,7 +88,7 @@ def indexed(n_rows: int, n_annotators: int, rounds: int) -> list[Any]:
     chosen = torch.randint(0, n_items, (n_rows,))
     rejected = (chosen + torch.randint(1, n_items, (n_rows,))) % n_items
     peer_arguments = (items, chosen, rejected, weight, log_weights, owner, n_annotators, mixtures)
-    compiled = torch.compile(cases.plain_indexed)
+    fused = torch.compile(cases.plain_indexed)
 
     def ours() -> Any:
         return mk.em_pass(
@@ -95,8 +103,9 @@ def indexed(n_rows: int, n_annotators: int, rounds: int) -> list[Any]:
 
     peers: dict[str, Callable[[], Any]] = {
         "eager": lambda: cases.plain_indexed(*peer_arguments),
-        "torch.compile": lambda: compiled(*peer_arguments),
     }
+    if compiled:
+        peers["torch.compile"] = lambda: fused(*peer_arguments)
     check(ours(), peers["eager"]())
     times = interleaved({"ours": ours, **peers}, rounds)
     shared = {

@@ -219,13 +219,10 @@ def main() -> None:
             found[str(k)] = compete(panel, data, names, k, options.rounds, options)
             for peer in found[str(k)]:
                 print({key: v for key, v in peer.items() if key != "log_likelihood"}, flush=True)
-    if not options.smoke and not absent and not options.only:
+    if not options.smoke and not options.only:
         words = {name: peer.words for name, peer in PEERS.items()}
-        print(
-            write_study(
-                "peers", {"within": WITHIN, "starts": STARTS, "words": words, "groups": found}
-            )
-        )
+        facts = {"within": WITHIN, "starts": STARTS, "absent": absent, "words": words}
+        print(write_study("peers", {**facts, "groups": found}))
 
 
 if __name__ == "__main__":

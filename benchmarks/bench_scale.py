@@ -1,15 +1,16 @@
-"""Whole sweeps on Jester: its 399,750 pairs with K = 1 ... 6 and 8 starts each, and all 11.25 million with K = 1 ... 4 and 2.
+"""Whole sweeps, and where their time goes: Jester's 399,750 stored pairs, all its 11.25 million, the electricity panel.
 
     MAXMIN_DATA=FOLDER python -m benchmarks.bench_scale [--rounds 3] [--only large]
 
-Ridge 1, to convergence. Each sweep is a process of its own, so that its memory is its own; reading the data is not timed,
-making ``PreferenceData`` of them is, apart.
+Without MAXMIN_DATA the panel alone is fitted and nothing written. To convergence. Each sweep is a process of its own, so that its memory is its own; reading the data is not timed, making
+``PreferenceData`` of them is, apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,24 +22,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import maxmin_kernels as mk
 from benchmarks import panels
 from benchmarks.harness import write_study
 from maxmin_rlhf import PreferenceData, fit_sweep
+from maxmin_rlhf.demo.panel import fetch, read_panel
 
-SWEEPS = {"small": (range(1, 7), 8), "large": (range(1, 5), 2)}
+# Numbers of groups, starts of each, ridge.
+SWEEPS = {
+    "electricity": (range(1, 7), 16, 0.0),
+    "small": (range(1, 7), 8, 1.0),
+    "large": (range(1, 5), 2, 1.0),
+}
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def small() -> tuple[np.ndarray, ...]:
+def small() -> Columns:
     """The pairs as they are stored: annotator, chosen and rejected joke."""
     pairs = pd.read_parquet(
         panels.data_folder() / "jester5k/pairs.parquet",
         columns=["annotator_id", "chosen_id", "rejected_id"],
     )
     who = pd.factorize(pairs.annotator_id)[0]
-    return who, *(pairs[name].astype(np.int64).to_numpy() for name in ("chosen_id", "rejected_id"))
+    chosen, rejected = (pairs[name].astype(np.int64) for name in ("chosen_id", "rejected_id"))
+    return who, chosen.to_numpy(), rejected.to_numpy()
 
 
-def large() -> tuple[np.ndarray, ...]:
+def large() -> Columns:
     """Every pair of jokes that a rater rated differently."""
     ratings = pd.read_parquet(panels.data_folder() / "jester5k/ratings.parquet")
     who, chosen, rejected = [], [], []
@@ -50,7 +60,7 @@ def large() -> tuple[np.ndarray, ...]:
         who.append(np.full(i.size, rater))
         chosen.append(np.where(first, item[i], item[j]))
         rejected.append(np.where(first, item[j], item[i]))
-    return tuple(np.concatenate(parts) for parts in (who, chosen, rejected))
+    return np.concatenate(who), np.concatenate(chosen), np.concatenate(rejected)
 
 
 def megabytes(field: str) -> int:
@@ -59,20 +69,43 @@ def megabytes(field: str) -> int:
     return int(found[1]) // 1024
 
 
+class Stopwatch:
+    """Counts the passes and their seconds."""
+
+    def __init__(self) -> None:
+        self.calls, self.seconds, self.em_pass = 0, 0.0, mk.em_pass
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = self.em_pass(*args, **options)
+        self.seconds += time.perf_counter() - began
+        self.calls += 1
+        return result
+
+
 def sweep(name: str, seed: int) -> dict[str, Any]:
     """In this process."""
-    who, chosen, rejected = {"small": small, "large": large}[name]()
+    if name == "electricity":
+        panel = read_panel(fetch())
+    else:
+        who, chosen, rejected = {"small": small, "large": large}[name]()
     before = megabytes("VmRSS")
     began = time.perf_counter()
-    data = PreferenceData.from_items(np.eye(100, dtype=np.float32), chosen, rejected, who)
+    if name == "electricity":
+        data = panel.preferences()
+    else:
+        data = PreferenceData.from_items(np.eye(100, dtype=np.float32), chosen, rejected, who)
     made = time.perf_counter()
-    sizes, n_init = SWEEPS[name]
-    fits = fit_sweep(data, sizes, n_init=n_init, random_state=seed)
+    sizes, n_init, l2 = SWEEPS[name]
+    mk.em_pass = watch = Stopwatch()  # type: ignore[assignment]
+    fits = fit_sweep(data, sizes, n_init=n_init, l2=l2, random_state=seed)
     return {
         "annotators": data.n_annotators,
         "comparisons": data.n_comparisons,
         "data_seconds": made - began,
         "seconds": time.perf_counter() - made,
+        "pass_seconds": watch.seconds,
+        "passes": watch.calls,
         "before_mb": before,
         "peak_mb": megabytes("VmHWM"),
         "lower_bound": {k: fit.lower_bound_ for k, fit in fits.items()},
@@ -89,9 +122,10 @@ def main() -> None:
     if options.sweep:
         print(json.dumps(sweep(options.sweep[0], int(options.sweep[1]))))
         return
-    panels.data_folder()
     findings = {}
-    for name, (sizes, n_init) in SWEEPS.items():
+    if options.only is None and not os.environ.get("MAXMIN_DATA"):
+        options.only = "electricity"
+    for name, (sizes, n_init, l2) in SWEEPS.items():
         if options.only not in (None, name):
             continue
         runs = []
@@ -103,9 +137,10 @@ def main() -> None:
         findings[name] = {
             "groups": list(sizes),
             "n_init": n_init,
-            "l2": 1.0,
+            "l2": l2,
             "seconds": median(run["seconds"] for run in runs),
             "peak_mb": max(run["peak_mb"] for run in runs),
+            "share_in_passes": median(run["pass_seconds"] / run["seconds"] for run in runs),
             "runs": runs,
         }
     if options.only is None:
