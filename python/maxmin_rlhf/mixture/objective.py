@@ -16,6 +16,7 @@ from maxmin_rlhf.mixture.ranks import Ranks
 
 _SAMPLE = 50_000  # comparisons that a pooled curvature is taken from
 _DENSE = 2048  # features up to which it is a full matrix
+_TOGETHER = 64  # annotators whose pulls are taken at once
 
 
 class Evaluation(NamedTuple):
@@ -130,7 +131,8 @@ class Objective:
             len(annotators), self.data.n_features, dtype=torch.float64, device=head.device
         )
         if bool(mine.any()):  # annotators are on the CPU
-            pulls[mine.to(head.device)] = self._pulls(head, here[mine])
+            parts = here[mine].split(_TOGETHER)  # their rows are written out
+            pulls[mine.to(head.device)] = torch.cat([self._pulls(head, part) for part in parts])
         return self.ranks.sum(pulls)[0]
 
     def _pulls(self, head: Tensor, annotators: Tensor) -> Tensor:
