@@ -318,6 +318,10 @@ class PreferenceData:
     def dtype(self) -> torch.dtype:
         return self.features.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
     def __repr__(self) -> str:
         form = f"{self.features.shape[0]} items" if self.is_indexed else "rows"
         return (
