@@ -110,7 +110,7 @@ class FeatureStore:
         if whole and len(self.shards) == 1 and self.n_features % PITCH == 0:
             return self._map(0)[0]
         n_bytes = index.size * self.n_features * self.dtype.itemsize
-        budget = _quarter_of_memory() if max_bytes is None else max_bytes
+        budget = quarter_of_memory() if max_bytes is None else max_bytes
         shape = (index.size, self.n_features)
         out = torch.empty(shape, dtype=self.dtype) if n_bytes <= budget else self._on_disk(*shape)
         shard_of = np.searchsorted(self._first, index, side="right") - 1
@@ -229,5 +229,5 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _quarter_of_memory() -> int:
+def quarter_of_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maxmin_rlhf.data._arrays import pointer
 from maxmin_rlhf.data.preference_shards import ShardWriter, Source, open_shards
 from maxmin_rlhf.data.preferences import PreferenceData
 from maxmin_rlhf.data.store_blocks import Block, StorePart
@@ -134,6 +135,8 @@ class PreferenceStore:
             index = np.flatnonzero(index)
         elif (np.diff(index) <= 0).any():
             raise ValueError("which: expected ascending positions, as annotators lie on disk")
+        if index.size == self.n_annotators:
+            return self
         every = self._part.index
         return self._changed(index=index if every is None else every[index])
 
@@ -158,14 +161,13 @@ class PreferenceStore:
         """Which items were compared, without their features.
 
         Raises:
-            ValueError: not known, or of a part of the annotators.
+            ValueError: not known; of a part of the comparisons.
         """
         part = self._part
-        if part.source.labels is None or part.index is not None or part.keep is not None:
-            raise ValueError(
-                "data: expected a whole store with items, made by TextPreferences.over"
-            )
-        return part.source.labels
+        if part.source.labels is None or part.keep is not None:
+            raise ValueError("data: expected a store with items (TextPreferences.stream)")
+        every = part.source.labels
+        return every if part.index is None else every.select_annotators(part.index)
 
     def turned(
         self, picks: Iterable[NDArray[np.int64]], weight: Tensor | None = None
@@ -175,21 +177,28 @@ class PreferenceStore:
         Args:
             picks: of each block in turn: ``(c,)`` the row of each comparison that is chosen now, -1 for none.
             weight: ``(C,)`` another weight of each comparison.
+
+        Raises:
+            ValueError: of a part of the comparisons; of a control.
         """
-        part = self._part
-        if part.index is not None or part.keep is not None or part.turned is not None:
-            raise ValueError("data: expected a whole store as it was read, got a part or a control")
-        sets, first = part.source.choice_indptr, 0
-        small = sets is None or int(np.diff(sets).max(initial=1)) < 128
-        turned = np.empty(self.n_comparisons, np.int8 if small else np.int32)
+        part, source, first = self._part, self._part.source, 0
+        if part.keep is not None or part.turned is not None:
+            raise ValueError("data: expected all comparisons as they were read, got a part of them or a control")  # fmt: skip
+        owned = slice(None) if part.index is None else part.owned
+        sizes = None if source.choice_indptr is None else np.diff(source.choice_indptr)[owned]
+        small = sizes is None or int(sizes.max(initial=1)) < 128
+        chosen = np.empty(self.n_comparisons, np.int8 if small else np.int32)
         for pick in picks:
             here = slice(first, first + pick.size)
-            at = 0 if sets is None else pick + sets[first] - sets[:-1][here]
-            turned[here] = np.where(pick >= 0, at, -1)
+            at = 0 if sizes is None else pick - pointer(sizes[here])[:-1]
+            chosen[here] = np.where(pick >= 0, at, -1)
             first += pick.size
-        source = part.source
+        turned = np.full(source.indptr[-1], -1, chosen.dtype)
+        turned[owned] = chosen
         if weight is not None:
-            source = replace(source, weight=weight.numpy())
+            every = np.ones(turned.size)
+            every[owned] = weight.numpy()
+            source = replace(source, weight=every)
         return self._changed(source=source, turned=turned)
 
     def load(self) -> PreferenceData:
