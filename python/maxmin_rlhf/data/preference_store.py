@@ -152,6 +152,10 @@ class PreferenceStore:
         keep[keep] = mask
         return self._changed(keep=keep)
 
+    def in_eighths(self) -> PreferenceStore:
+        """With smaller blocks, for what makes copies of its rows."""
+        return self._changed(block_bytes=max(1, self.block_bytes // 8))
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PreferenceStore:
         """Where blocks are handed out, and in what dtype."""
         return self._changed(device=device, dtype=dtype or self.dtype)
@@ -213,6 +217,11 @@ class PreferenceStore:
             raise ValueError("load: expected all comparisons of the annotators, some are left out")
         rows = [block.data.features.cpu().clone() for block in self.blocks()]
         return replace(whole.outline(), features=torch.cat(rows))
+
+    @property
+    def block_bytes(self) -> int:
+        """Of features that are read at once."""
+        return self._part.block_bytes
 
     def fingerprint(self) -> str:
         """Of everything that a fit or a split depends on."""

@@ -37,12 +37,13 @@ class ReadAhead(Generic[_Part]):
         slots = self._free.pop() if self._free else [self._slot(), self._slot()]
         pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         try:
-            pending = [pool.submit(slots[0].fill, read, parts[0])] if parts else []
+            fills = [pool.submit(slots[0].fill, read, parts[0])] if parts else []
             for i, part in enumerate(parts):
-                pending.pop().result()
-                # The other slot's part has been worked on: this was asked for.
+                # The part before was worked on, or this one would not be asked for: its buffer is free. The thread goes on
+                # with it without a word from here.
                 if i + 1 < len(parts):
-                    pending.append(pool.submit(slots[(i + 1) % 2].fill, read, parts[i + 1]))
+                    fills.append(pool.submit(slots[(i + 1) % 2].fill, read, parts[i + 1]))
+                fills.pop(0).result()
                 slot = slots[i % 2]
                 try:
                     yield part, slot.here()

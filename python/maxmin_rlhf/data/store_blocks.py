@@ -215,20 +215,20 @@ class StorePart:
     def _laid_out(self, cut: _Cut, where: Any, features: Tensor) -> PreferenceData:
         """Pointers of a cut's annotators around these features."""
         source, n_rows = self.source, features.shape[0]
-        if cut.begin >= 0:
-            counts = np.array([cut.stop - cut.begin])
-        else:
-            every = np.arange(cut.first, cut.end) if self.index is None else self.index[cut.first : cut.end]  # fmt: skip
-            counts = source.indptr[every + 1] - source.indptr[every]
+        who: Any = (
+            slice(cut.first, cut.end) if self.index is None else self.index[cut.first : cut.end]
+        )
+        counts = np.array([cut.stop - cut.begin])
+        if cut.begin < 0:
+            counts = source.indptr[1:][who] - source.indptr[:-1][who]
         sets = None
         if source.choice_indptr is not None:
             sizes = source.choice_indptr[1:][where] - source.choice_indptr[:-1][where]
             sets = torch.from_numpy(pointer(sizes)) if n_rows > sizes.size else None
-        names = source.annotators if self.index is None else source.annotators[self.index]
         return PreferenceData(
             features=features,
             indptr=torch.from_numpy(pointer(counts)),
-            annotators_=names[cut.first : cut.end],
+            annotators_=source.annotators[who],
             order=torch.arange(n_rows),
             choice_indptr=sets,
             weight=None if source.weight is None else torch.from_numpy(source.weight[where]),

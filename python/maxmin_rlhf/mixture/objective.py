@@ -61,12 +61,12 @@ class Objective:
             )
         return cls(data, plan, Ranks.of(data, process_group), **options)
 
-    def blocks(self) -> Iterator[tuple[Block, mk.EMPlan | None]]:
-        """The data on their device: at once, or from a store in blocks."""
+    def blocks(self, small: bool = False) -> Iterator[tuple[Block, mk.EMPlan | None]]:
+        """The data on their device: at once, or from a store in blocks, ``small`` ones where copies are made of them."""
         if isinstance(self.data, PreferenceData):
             yield Block(self.data), self.plan
         else:
-            for block in self.data.blocks():
+            for block in (self.data.in_eighths() if small else self.data).blocks():
                 yield on_device(block)
 
     def at(self, temperature: float) -> Objective:
@@ -115,7 +115,7 @@ class Objective:
         shape = (n_features,) if n_features > _DENSE else (n_features, n_features)
         total = torch.zeros(shape, dtype=torch.float64, device=self.data.device)
         place = ranks.first_comparison
-        for block, _ in self.blocks():
+        for block, _ in self.blocks(small=True):
             data, here = block.data, block.data.n_comparisons
             if thin > 1:
                 data = data.select_comparisons((place + np.arange(here)) % thin == 0)
@@ -137,7 +137,7 @@ class Objective:
         )
         if at.numel():
             some = replace(self, data=self.data.select_annotators(here[mine]), plan=None)
-            for block, _ in some.blocks():
+            for block, _ in some.blocks(small=True):
                 places = at[block.first : block.first + block.data.n_annotators]
                 pulls[places] += _pulls(block.data, head, self.acc)
         return self.ranks.sum(pulls)[0]
