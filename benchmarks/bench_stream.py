@@ -1,6 +1,6 @@
 """A pass over preferences on disk against the disk itself and memory. Writes results/stream.json.
 
-    python -m benchmarks.bench_stream --folder DIR [--rows 100000000] [--rounds 5]
+    python -m benchmarks.bench_stream --folder DIR [--rows 100000000] [--rounds 3]
 
 Two planted tastes, 20 pairs an annotator, 64 features in bfloat16: 128 bytes a row, written in blocks to DIR, where a store of
 as many rows is used again. In every round, with files dropped from the system's cache before: one plain read of the files
@@ -122,12 +122,13 @@ def passes(folder: Path, n_rows: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def by_size(folder: Path, n_rows: int, rounds: int) -> list[dict[str, float]]:
-    """Cold passes over the first rows, all sizes in every round."""
+def by_size(folder: Path, whole: dict[str, Any], rounds: int) -> list[dict[str, float]]:
+    """Cold passes over the first rows, all sizes in every round, and each over the line through the ends."""
+    n_rows = whole["rows"]
     store = PreferenceStore(folder)
     heads = torch.randn(HEADS, D, dtype=torch.float64)
     bank = Bank.of([heads], [torch.zeros(HEADS)], torch.ones(1), HEADS)
-    sizes = [n for n in (10**4, 10**5, 10**6, 10**7, 10**8) if n <= n_rows]
+    sizes = [n for n in (10**4, 10**5, 10**6, 10**7, 10**8) if n < n_rows]
     parts = {n: Objective.of(store.select_annotators(np.arange(n // EACH))) for n in sizes}
     times: dict[int, list[float]] = {n: [] for n in sizes}
     for i in range(rounds + 1):
@@ -136,7 +137,19 @@ def by_size(folder: Path, n_rows: int, rounds: int) -> list[dict[str, float]]:
             spent = seconds(lambda objective=objective: objective(bank))
             if i:
                 times[n].append(spent)
-    return [{"rows": n, "seconds": float(np.median(t)), "ns_a_row": 1e9 * float(np.median(t)) / n} for n, t in times.items()]  # fmt: skip
+    found = {n: float(np.median(t)) for n, t in times.items()} | {n_rows: whole["pass_seconds"]}
+    first = min(found)
+    slope = (found[n_rows] - found[first]) / max(1, n_rows - first)
+    line = {n: found[first] + slope * (n - first) for n in found}
+    return [
+        {
+            "rows": n,
+            "seconds": seconds,
+            "ns_a_row": round(1e9 * seconds / n, 1),
+            "of_line": round(seconds / line[n], 3),
+        }
+        for n, seconds in found.items()
+    ]
 
 
 CHILD = """
@@ -186,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=10**8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     row_files.CACHE_SHARE = 0.0  # nothing stays in the system's cache
     folder = args.folder / f"pairs-{args.rows}"
@@ -195,7 +208,7 @@ def main() -> None:
     print(f"written in {time.perf_counter() - began:.0f} s", flush=True)
     large = passes(folder, args.rows, args.rounds)
     print(large, flush=True)
-    sizes = by_size(folder, args.rows, args.rounds)
+    sizes = by_size(folder, large, max(5, args.rounds))
     print(sizes, flush=True)
     began = time.perf_counter()
     whole = child(folder, args.rows, PEAK_ROUNDS)
