@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import maxmin_kernels as mk
 from maxmin_rlhf import (
     FeatureStore,
     PreferenceData,
@@ -503,3 +504,39 @@ def test_an_annotator_added_in_parts_is_one(tmp_path):
     store = PreferenceStore(tmp_path)
     assert store.annotators_.tolist() == [0, 1, 2] and store.load().indptr.tolist() == [0, 20, 40, 50]  # fmt: skip
     assert torch.equal(store.load().features, data.features[:50])
+
+
+def test_what_a_fit_reads(tmp_path, monkeypatch):
+    """A pass a round, two for the curvatures, one for the starts (of 512 annotators at most: here all)."""
+    data = planted(0, 2, n_annotators=30).data
+    store, read, calls = stored(tmp_path, data, 100 * ONE), [0], [0]
+    rows, call = row_files.RowFiles.read, Objective.__call__
+
+    def counted(self, first, count, into):
+        read[0] += count
+        rows(self, first, count, into)
+
+    def passes(self, *args, **kwargs):
+        calls[0] += 1
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(row_files.RowFiles, "read", counted)
+    monkeypatch.setattr(Objective, "__call__", passes)
+    found = fit_sweep(store, [1, 2], n_init=2, random_state=0)
+    assert calls[0] > found[2].n_iter_ and read[0] == data.n_rows * (calls[0] + 3)
+    read[0] = calls[0] = 0
+    fit_sweep(data, [1, 2], n_init=2, random_state=0)
+    assert read[0] == 0 and calls[0] > 0
+
+
+@pytest.mark.interp
+@pytest.mark.parametrize("form", ["pairs", "sets"])
+def test_blocks_on_the_devices_kernels(tmp_path, form):
+    """In Triton's interpreter; parts of an annotator and one without comparisons, too."""
+    data, bank = weighted(form, np.float32, 12), some_bank()
+    store = stored(tmp_path, data, 300)
+    with mk.backend("triton"):
+        found = Objective.of(store)(bank, with_resp=True)
+    expected = Objective.of(data)(bank)
+    for name in ("value", "gradient", "mass", "log_resp"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)  # fmt: skip
