@@ -99,7 +99,7 @@ def test_streamed_fits_find_the_same(folder, tmp_path, capsys):
         assert main([str(a) for a in [*argv, "-o", tmp_path / "m.safetensors", *more]]) == 0
         found.append(json.loads(capsys.readouterr().out))
     one, two = (f["mixtures"][0]["log_likelihood"] for f in found)
-    assert two == pytest.approx(one, rel=1e-5) and found[0]["data"] == found[1]["data"]
+    assert two == pytest.approx(one, rel=1e-3) and found[0]["data"] == found[1]["data"]
     assert (tmp_path / "m.safetensors.encoder.json").exists()
     table = ["fit", folder / "prefs.parquet", *WHO, "--features", "x", "--groups", "2", "-o", tmp_path / "x"]  # fmt: skip
     assert failure(capsys, [*table, "--stream"]) == (2, "maxmin: error: --stream: expected --store beside it\n")  # fmt: skip

@@ -87,6 +87,7 @@ def test_what_is_put_in_comes_out(tmp_path, form, block):
     some = np.random.default_rng(0).random(data.n_annotators) < 0.6
     part, expected = found.select_annotators(some), data.select_annotators(some)
     assert torch.equal(part.load().features, expected.features)
+    assert part.select_annotators([]).load().features.shape == (0, 5)
     assert part.select_annotators([1, 5]).annotators_.tolist() == expected.annotators_[[1, 5]].tolist()  # fmt: skip
 
 
@@ -242,8 +243,9 @@ import numpy as np
 import torch.distributed as dist
 from maxmin_rlhf import PreferenceStore, fit_sweep, select_groups
 from maxmin_rlhf.data import row_files
-from maxmin_rlhf.mixture import progress
+from maxmin_rlhf.mixture import fit, progress
 
+fit._REPEATS = 0  # no moves
 task, folder, rank, size, dies = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 group = None
 if size:
@@ -292,6 +294,12 @@ def work(task, folder, size, dies=-1):
     return [process.returncode for process in started], errors, kept
 
 
+@pytest.fixture
+def no_moves(monkeypatch):
+    monkeypatch.setattr("maxmin_rlhf.mixture.fit._REPEATS", 0)
+
+
+@pytest.mark.usefixtures("no_moves")
 def test_killed_in_a_pass_and_gone_on_with_to_the_bit(tmp_path):
     stored(tmp_path / "store", weighted("pairs"))
     store = PreferenceStore(tmp_path / "store", block_bytes=1000)
@@ -309,6 +317,7 @@ def test_killed_in_a_pass_and_gone_on_with_to_the_bit(tmp_path):
             assert np.array_equal(getattr(found[k], name), getattr(fit, name)), name
 
 
+@pytest.mark.usefixtures("no_moves")
 def test_two_processes_one_that_dies_and_one_that_goes_on(tmp_path):
     data = weighted("pairs")
     store = stored(tmp_path / "store", data, 1000)
@@ -335,6 +344,7 @@ def test_two_processes_one_that_dies_and_one_that_goes_on(tmp_path):
         np.testing.assert_allclose(first + two[1][str(k)][2], fit.responsibilities_, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_moves")
 def test_two_processes_choose_what_one_chooses(tmp_path):
     data = weighted("sets")
     stored(tmp_path / "store", data)
@@ -467,6 +477,31 @@ def short(folder, data):
     PreferenceStore(folder)
 
 
+def strange(folder, data):
+    PreferenceStore.append(folder, data)
+    PreferenceStore(folder).select_annotators([2, 10])
+
+
+def short_mask(folder, data):
+    PreferenceStore.append(folder, data)
+    PreferenceStore(folder).select_comparisons(np.ones(3, bool))
+
+
+def part_of_them(folder, data):
+    PreferenceStore.append(folder, data)
+    PreferenceStore(folder).select_comparisons(np.arange(data.n_comparisons) > 3).load()
+
+
+def as_if_in_memory(folder, data):
+    PreferenceStore.append(folder, data)
+    _ = PreferenceStore(folder).features
+
+
+def without_items(folder, data):
+    PreferenceStore.append(folder, data)
+    swap_judgments(PreferenceStore(folder))
+
+
 def backwards(folder, data):
     PreferenceStore.append(folder, data)
     PreferenceStore(folder).select_annotators([2, 1])
@@ -488,6 +523,11 @@ def backwards(folder, data):
         (small_block, ValueError, "block_bytes: expected at least 1, got 0"),
         (odd_block, TypeError, "block_bytes: expected a whole number, got float"),
         (short, ValueError, "expected .* bytes, got .* truncated or changed"),
+        (strange, ValueError, r"which: expected indices in \[0, 10\), got 10"),
+        (short_mask, ValueError, r"mask: expected \(200,\) booleans, got \(3,\) of dtype bool"),
+        (part_of_them, ValueError, "load: expected all comparisons of the annotators"),
+        (as_if_in_memory, AttributeError, r"on disk; load\(\) brings a part of it into memory"),
+        (without_items, ValueError, "data: expected a store with items"),
         (backwards, ValueError, "which: expected ascending positions"),
     ],
 )

@@ -101,10 +101,13 @@ def open_shards(path: Path) -> Source:
             every_count.append(counts)
             every_id.append(ids)
     annotators = np.concatenate(every_id)
-    distinct, times = np.unique(annotators, return_counts=True)
-    if distinct.size < annotators.size:
+    ordered = annotators
+    if not (ordered[1:] > ordered[:-1]).all():
+        ordered = np.sort(annotators)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if twice.size:
         raise ValueError(
-            f"{path}: expected every annotator in one place, got {distinct[times > 1][0]!r} in several: append all "
+            f"{path}: expected every annotator in one place, got {ordered[twice[0]]!r} in several: append all "
             "comparisons of an annotator at once, or one part after the other"
         )
     return Source(

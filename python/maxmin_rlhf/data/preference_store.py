@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maxmin_rlhf.data._arrays import pointer
+from maxmin_rlhf.data._arrays import as_index, pointer
 from maxmin_rlhf.data.preference_shards import ShardWriter, Source, open_shards
 from maxmin_rlhf.data.preferences import PreferenceData
 from maxmin_rlhf.data.store_blocks import Block, StorePart
@@ -102,6 +102,15 @@ class PreferenceStore:
         return self._part.device
 
     @property
+    def features(self) -> Tensor:
+        """Not in memory.
+
+        Raises:
+            AttributeError: always; it says what to do.
+        """
+        raise AttributeError("features: those of a PreferenceStore are on disk; load() brings a part of it into memory")  # fmt: skip
+
+    @property
     def has_items(self) -> bool:
         return self._part.source.labels is not None
 
@@ -133,7 +142,11 @@ class PreferenceStore:
                     f"which: expected ({self.n_annotators},) booleans, got {index.shape}"
                 )
             index = np.flatnonzero(index)
-        elif (np.diff(index) <= 0).any():
+        else:
+            index = as_index(
+                "which", index if index.size else index.astype(np.int64), self.n_annotators
+            )
+        if (np.diff(index) <= 0).any():
             raise ValueError("which: expected ascending positions, as annotators lie on disk")
         if index.size == self.n_annotators:
             return self
@@ -215,7 +228,8 @@ class PreferenceStore:
         whole = StorePart(replace(part.source, labels=None), part.block_bytes, part.device, part.dtype, part.index)  # fmt: skip
         if part.keep is not None:
             raise ValueError("load: expected all comparisons of the annotators, some are left out")
-        rows = [block.data.features.cpu().clone() for block in self.blocks()]
+        rows = [torch.empty(0, self.n_features, dtype=self.dtype)]
+        rows += [block.data.features.cpu().clone() for block in self.blocks()]
         return replace(whole.outline(), features=torch.cat(rows))
 
     @property
