@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maxmin_rlhf.data import FeatureStore, PreferenceData, TextPreferences
+    from maxmin_rlhf.data import FeatureStore, PreferenceData, PreferenceStore, TextPreferences
     from maxmin_rlhf.encoding import encode
     from maxmin_rlhf.mixture import (
         FitWarning,
@@ -27,6 +27,7 @@ __all__ = [
     "MaxMinWeights",
     "PreferenceData",
     "PreferenceMixture",
+    "PreferenceStore",
     "RewardBank",
     "Selection",
     "TextPreferences",
@@ -46,6 +47,7 @@ _HOME = {
     "MaxMinWeights": "maxmin_rlhf.welfare",
     "PreferenceData": "maxmin_rlhf.data",
     "PreferenceMixture": "maxmin_rlhf.mixture",
+    "PreferenceStore": "maxmin_rlhf.data",
     "RewardBank": "maxmin_rlhf.reward",
     "Selection": "maxmin_rlhf.mixture",
     "TextPreferences": "maxmin_rlhf.data",

@@ -213,6 +213,7 @@ Ids in --chosen and --rejected without --items get a free reward each; their ord
         "--split", choices=("auto", "item", "comparison"), default="auto",
         help="what is hidden of a held-out annotator (default: items when they have ids)",
     )  # fmt: skip
+    parser.add_argument("--stream", action="store_true", help="read the features of --store from disk in every pass (default: if they take more than a quarter of memory)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--checkpoint", metavar="FILE", help="kept up to date while running; goes on from it if it is there")  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="write progress to stderr")

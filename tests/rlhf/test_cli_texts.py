@@ -91,6 +91,20 @@ def test_the_same_in_python(folder, tmp_path):
     np.testing.assert_allclose(mixture.log_likelihood_, fitted.log_likelihood_, rtol=1e-5)
 
 
+def test_streamed_fits_find_the_same(folder, tmp_path, capsys):
+    argv = ["fit", folder / "prefs.parquet", *WHO, "--store", folder / "store", "--groups", "2",
+            "--restarts", "2", "--l2", "0.1", "--json"]  # fmt: skip
+    found = []
+    for more in ([], ["--stream"]):
+        assert main([str(a) for a in [*argv, "-o", tmp_path / "m.safetensors", *more]]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    one, two = (f["mixtures"][0]["log_likelihood"] for f in found)
+    assert two == pytest.approx(one, rel=1e-3) and found[0]["data"] == found[1]["data"]
+    assert (tmp_path / "m.safetensors.encoder.json").exists()
+    table = ["fit", folder / "prefs.parquet", *WHO, "--features", "x", "--groups", "2", "-o", tmp_path / "x"]  # fmt: skip
+    assert failure(capsys, [*table, "--stream"]) == (2, "maxmin: error: --stream: expected --store beside it\n")  # fmt: skip
+
+
 def test_responses_alone(folder, tmp_path, capsys):
     store = ["--store", str(tmp_path / "s")]
     prefs = str(folder / "prefs.parquet")

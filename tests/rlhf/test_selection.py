@@ -11,6 +11,8 @@ import pytest
 from maxmin_rlhf import PreferenceData, PreferenceMixture, select_groups
 from maxmin_rlhf.data import annotator_folds
 from maxmin_rlhf.mixture import FitWarning, Selection, checkpoint, selection
+from maxmin_rlhf.mixture.folds import Folds, Notes
+from maxmin_rlhf.mixture.ranks import Ranks
 from maxmin_rlhf.mixture.selection import L2_GRID, _choose, _compare
 from tests.rlhf.panels import planted
 
@@ -212,7 +214,7 @@ def test_choice_sets():
 def test_the_score_is_of_annotators_and_comparisons_not_fitted(two):
     """By hand: folds, fits and scores through the public faces."""
     sel = select_groups(two.data, [1], l2=2.0, **QUICK)
-    folds = selection._Folds(two.data, 3, 1, "comparison", None, None, None, 0, None)
+    folds = Folds(Ranks.of(two.data), 3, 1, "comparison", None, None, None, 0, None)
     fold_of = annotator_folds(60, 3, folds.rng("folds"))
     total = weight = 0.0
     for fold in range(3):
@@ -251,7 +253,7 @@ class Stopped(Exception):  # noqa: N818
 
 def stop_after(monkeypatch, n):
     """Raises once ``n`` folds are kept."""
-    keep, kept = selection._Notes.keep, []
+    keep, kept = Notes.keep, []
 
     def stop(self, unit, *arrays):
         keep(self, unit, *arrays)
@@ -259,7 +261,7 @@ def stop_after(monkeypatch, n):
         if len(kept) == n:
             raise Stopped
 
-    monkeypatch.setattr(selection._Notes, "keep", stop)
+    monkeypatch.setattr(Notes, "keep", stop)
     return kept
 
 

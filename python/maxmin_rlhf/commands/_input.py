@@ -12,7 +12,21 @@ import numpy as np
 import torch
 
 from maxmin_rlhf.commands import _output
-from maxmin_rlhf.data import FeatureStore, PreferenceData, TextPreferences
+from maxmin_rlhf.data import FeatureStore, PreferenceData, PreferenceStore, TextPreferences
+from maxmin_rlhf.data.feature_store import quarter_of_memory
+
+
+def preferences_to_fit(args: argparse.Namespace) -> PreferenceData | PreferenceStore:
+    """The same; texts whose features take more than a quarter of memory are read from disk in every pass."""
+    if args.store is None:
+        if args.stream:
+            raise ValueError("--stream: expected --store beside it")
+        return preferences(args)
+    texts, store = text_preferences(args), FeatureStore(args.store)
+    n_bytes = len(texts.texts) * store.n_features * store.dtype.itemsize
+    if args.stream or n_bytes > quarter_of_memory():
+        return texts.stream(store)
+    return texts.over(store)
 
 
 def preferences(args: argparse.Namespace) -> PreferenceData:
@@ -62,12 +76,15 @@ def _ids_path(mixture: str) -> str:
     return f"{mixture}.items.json"
 
 
-def keep_ids(mixture: str, data: PreferenceData, args: argparse.Namespace) -> None:
+def keep_ids(
+    mixture: str, data: PreferenceData | PreferenceStore, args: argparse.Namespace
+) -> None:
     """Write down which item each one-hot feature of a fit stands for."""
     path = _ids_path(mixture)
-    if data.item_ids is not None and args.items is None and args.store is None:
+    ids = data.item_ids if isinstance(data, PreferenceData) else None
+    if ids is not None and args.items is None and args.store is None:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(data.item_ids.tolist(), file)
+            json.dump(ids.tolist(), file)
     elif os.path.exists(path):  # of a fit that was here before
         os.unlink(path)
 

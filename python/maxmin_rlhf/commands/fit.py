@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maxmin_rlhf.commands import _input, _output
-from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.data import PreferenceData, PreferenceStore
 from maxmin_rlhf.mixture import PreferenceMixture, fit_sweep, select_groups
 
 
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
     several = len(args.groups) > 1
     if several and args.no_select and "{groups}" not in args.output:
         raise ValueError("--output: expected '{groups}' in the name, there are several mixtures to save")  # fmt: skip
-    data = _input.preferences(args)
+    data = _input.preferences_to_fit(args)
     compute = {
         "backend": args.backend,
         "device": args.device,
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"wrote {fact['file']}: groups of {shares}")
 
 
-def _describe(mixture: PreferenceMixture, data: PreferenceData) -> dict[str, Any]:
+def _describe(mixture: PreferenceMixture, data: PreferenceData | PreferenceStore) -> dict[str, Any]:
     return {
         "n_groups": mixture.n_groups,
         "l2": mixture.l2,

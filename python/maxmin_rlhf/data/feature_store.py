@@ -58,7 +58,7 @@ class FeatureStore:
         self.dtype = DTYPES[index["dtype"]]
         self.shards: list[dict[str, Any]] = index["shards"]
         for shard in self.shards:
-            _check_size(self.path / shard["file"], shard["bytes"])
+            check_size(self.path / shard["file"], shard["bytes"])
         self._first = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
         self._maps: dict[int, tuple[Tensor, Tensor]] = {}
         self._sorted: tuple[NDArray[Any], Int] | None = None
@@ -110,7 +110,7 @@ class FeatureStore:
         if whole and len(self.shards) == 1 and self.n_features % PITCH == 0:
             return self._map(0)[0]
         n_bytes = index.size * self.n_features * self.dtype.itemsize
-        budget = _quarter_of_memory() if max_bytes is None else max_bytes
+        budget = quarter_of_memory() if max_bytes is None else max_bytes
         shape = (index.size, self.n_features)
         out = torch.empty(shape, dtype=self.dtype) if n_bytes <= budget else self._on_disk(*shape)
         shard_of = np.searchsorted(self._first, index, side="right") - 1
@@ -131,7 +131,7 @@ class FeatureStore:
         """
         for shard in self.shards:
             path = self.path / shard["file"]
-            _check_size(path, shard["bytes"])
+            check_size(path, shard["bytes"])
             found = _sha256(path)
             if found != shard["sha256"]:
                 raise ValueError(
@@ -178,23 +178,23 @@ def shorten(text: Any, most: int = 60) -> str:
     return ascii(shown[:most]) + ("…" if len(shown) > most else "")
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
+def read_index(folder: Path, kind: str = KIND, maker: str = "`maxmin encode`") -> dict[str, Any]:
+    path, name = folder / INDEX, kind.removeprefix("maxmin ")
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no feature store there (no {INDEX}); `maxmin encode` makes one")  # fmt: skip
+        raise FileNotFoundError(f"{folder}: no {name} there (no {INDEX}); {maker} makes one")
     try:
         index = json.loads(path.read_bytes())
-        is_ours = index["kind"] == KIND
+        is_ours = index["kind"] == kind
     except (ValueError, TypeError, KeyError):
         is_ours = False
     if not is_ours:
-        raise ValueError(f"{path}: expected the index of a feature store, got a damaged or foreign file")  # fmt: skip
+        raise ValueError(f"{path}: expected the index of a {name}, got a damaged or foreign file")
     if index["format"] != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}, got {index['format']}: made by another version")  # fmt: skip
     return dict(index)
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: the shard is missing")
     if path.stat().st_size != size:
@@ -229,5 +229,5 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _quarter_of_memory() -> int:
+def quarter_of_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

@@ -318,6 +318,10 @@ class PreferenceData:
     def dtype(self) -> torch.dtype:
         return self.features.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
     def __repr__(self) -> str:
         form = f"{self.features.shape[0]} items" if self.is_indexed else "rows"
         return (
@@ -381,11 +385,15 @@ class PreferenceData:
             chosen=None if self.chosen is None else self.chosen[at],
             rejected=None if self.rejected is None else self.rejected[at],
             choice_indptr=choice_indptr,
-            weight=None if self.weight is None else self.weight[self._placed(comparisons)],
+            weight=None if self.weight is None else self.weight[_like(comparisons, self.weight)],
         )
 
     def _placed(self, array: Int) -> Tensor:
         return torch.from_numpy(array).to(self.features.device)
+
+
+def _like(array: Int, tensor: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(tensor.device)
 
 
 def _host(value: Any) -> NDArray[Any]:

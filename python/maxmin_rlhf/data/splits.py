@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maxmin_rlhf.data._arrays import Int
+from maxmin_rlhf.data.preference_store import PreferenceStore
 from maxmin_rlhf.data.preferences import PreferenceData
 
 Mask = NDArray[np.bool_]
@@ -13,7 +14,10 @@ Seed = int | np.random.Generator | None
 
 
 def held_out_masks(
-    data: PreferenceData, split: str = "auto", rng: Seed = None, fraction: float = 0.3
+    data: PreferenceData | PreferenceStore,
+    split: str = "auto",
+    rng: Seed = None,
+    fraction: float = 0.3,
 ) -> tuple[Mask, Mask, str]:
     """Which comparisons assign an annotator and which are scored, (11).
 
@@ -40,25 +44,41 @@ def held_out_masks(
         raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
     if split == "auto":
         split = "item" if data.has_items else "comparison"
+    if split == "item" and not data.has_items:
+        raise ValueError('split: "item" needs items with ids (from_items), got rows of differences')
     generator = np.random.default_rng(rng)
-    if split == "item":
-        if data.chosen is None or data.rejected is None:
-            raise ValueError(
-                'split: "item" needs items with ids (from_items), got rows of differences'
-            )
-        annotator = data.comparison_annotator[data.row_comparison]
-        judged = data.item_codes[
-            np.concatenate([data.chosen.cpu().numpy(), data.rejected.cpu().numpy()])
-        ]
-        hidden = _hide(np.concatenate([annotator, annotator]), judged, fraction, generator)
-        touched = hidden[: data.n_rows] | hidden[data.n_rows :]
-        scored = np.bincount(data.row_comparison, touched, minlength=data.n_comparisons) > 0
-    else:
-        what = np.arange(data.n_comparisons)
-        if data.has_items:
-            what = np.unique(item_set_keys(data), return_inverse=True)[1]
-        scored = _hide(data.comparison_annotator, what, fraction, generator)
+    # Numbers are drawn annotator by annotator: those of a store come out as if it were in memory.
+    parts = data.outlines() if isinstance(data, PreferenceStore) else [data]
+    hidden = [_scored(part, split, fraction, generator) for part in parts]
+    scored = np.concatenate(hidden) if hidden else np.zeros(0, dtype=bool)
     return ~scored, scored, split
+
+
+def held_out_units(data: PreferenceData | PreferenceStore, split: str) -> int:
+    """How many random numbers `held_out_masks` draws."""
+    parts = data.outlines() if isinstance(data, PreferenceStore) else [data]
+    return sum(np.unique(_keys(*_what(part, split))).size for part in parts)
+
+
+def _what(data: PreferenceData, split: str) -> tuple[Int, Int]:
+    """What may be hidden, each with its annotator: items by row, chosen ones first, or comparisons."""
+    if split == "item":
+        assert data.chosen is not None and data.rejected is not None
+        annotator = data.comparison_annotator[data.row_comparison]
+        both = np.concatenate([data.chosen.cpu().numpy(), data.rejected.cpu().numpy()])
+        return np.concatenate([annotator, annotator]), data.item_codes[both]
+    what = np.arange(data.n_comparisons)
+    if data.has_items:
+        what = np.unique(item_set_keys(data), return_inverse=True)[1]
+    return data.comparison_annotator, what
+
+
+def _scored(data: PreferenceData, split: str, fraction: float, rng: np.random.Generator) -> Mask:
+    hidden = _hide(*_what(data, split), fraction, rng)
+    if split != "item":
+        return hidden
+    touched = hidden[: data.n_rows] | hidden[data.n_rows :]
+    return np.bincount(data.row_comparison, touched, minlength=data.n_comparisons) > 0
 
 
 def annotator_folds(n_annotators: int, n_folds: int, rng: Seed = None) -> Int:
@@ -91,9 +111,8 @@ def _hide(annotator: Int, what: Int, fraction: float, rng: np.random.Generator) 
     """(n,) True where ``what`` is among the ``fraction`` of its annotator's distinct ones that were drawn."""
     if annotator.size == 0:
         return np.zeros(0, dtype=bool)
-    width = int(what.max()) + 1
-    units, inverse = np.unique(annotator * width + what, return_inverse=True)
-    owner = units // width
+    units, inverse = np.unique(_keys(annotator, what), return_inverse=True)
+    owner = units // (int(what.max()) + 1)
     counts = np.bincount(owner)
     quota = np.maximum(1, np.rint(fraction * counts))
     shuffled = np.lexsort((rng.random(units.size), owner))  # annotators stay together
@@ -101,3 +120,14 @@ def _hide(annotator: Int, what: Int, fraction: float, rng: np.random.Generator) 
     hidden = np.empty(units.size, dtype=bool)
     hidden[shuffled] = rank < quota[owner]
     return hidden[inverse]
+
+
+def _keys(annotator: Int, what: Int) -> Int:
+    """(n,) a number for each pair, by annotator first."""
+    keys: Int = annotator * (int(what.max(initial=0)) + 1) + what
+    return keys
+
+
+def skip(rng: np.random.Generator, count: int) -> None:
+    """Go on as if so many numbers had been drawn: those that other processes draw, or other blocks."""
+    rng.bit_generator.advance(count)  # type: ignore[attr-defined]  # NumPy's default generator has it

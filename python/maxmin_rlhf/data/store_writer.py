@@ -9,12 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from maxmin_rlhf.data.feature_store import DTYPES, FORMAT, INDEX, KIND, padded, read_index
+
+_Writer = TypeVar("_Writer", bound="StoreWriter")
 
 
 class StoreWriter:
@@ -26,23 +28,27 @@ class StoreWriter:
         n_features, dtype: of the features, "float32", "bfloat16" or "float16".
     """
 
+    kind, dtypes = KIND, DTYPES
+
     def __init__(
         self, path: str | PathLike[str], encoder: Mapping[str, Any], n_features: int, dtype: str
     ) -> None:
         self.path = Path(path)
         self._encoder, self._n_features, self._dtype = dict(encoder), n_features, dtype
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self: _Writer) -> _Writer:
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process
             is_store = (self.path / INDEX).exists()
             if not is_store and any(not e.name.endswith(".tmp") for e in self.path.iterdir()):
-                raise ValueError(f"{self.path}: expected a feature store or an empty folder")
+                raise ValueError(
+                    f"{self.path}: expected a {self.kind.removeprefix('maxmin ')} or an empty folder"
+                )
             for left in self.path.glob(".*.tmp"):
                 left.unlink()
-            if is_store and (index := read_index(self.path))["shards"]:
+            if is_store and (index := self._index())["shards"]:
                 self._check_encoder(index)
             else:  # nothing is in it: whoever comes first
                 self._write_index([])
@@ -59,23 +65,25 @@ class StoreWriter:
 
     def append(self, keys: Sequence[bytes], features: Tensor, plan: Mapping[str, Any]) -> None:
         """Write one shard of ``features (n, D)`` and put it into the index, with what ``plan`` says of its making."""
-        from safetensors.torch import save
-
-        shards = read_index(self.path)["shards"]
-        rows = torch.zeros(features.shape[0], padded(features.shape[1]), dtype=DTYPES[self._dtype])
+        rows = torch.zeros(
+            features.shape[0], padded(features.shape[1]), dtype=self.dtypes[self._dtype]
+        )
         rows[:, : features.shape[1]] = features
         key_bytes = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 32)
-        data = save({"features": rows, "keys": key_bytes})
+        self._add({"features": rows, "keys": key_bytes}, {"rows": len(keys), "plan": dict(plan)})
+
+    def _add(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        from safetensors.torch import save
+
+        shards = self._index()["shards"]
+        data = save(dict(tensors))
         name = f"shard-{len(shards):05d}.safetensors"
         self._write(name, data)
-        shard = {
-            "file": name,
-            "rows": len(keys),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "plan": dict(plan),
-        }
-        self._write_index([*shards, shard])
+        check = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self._write_index([*shards, {"file": name, **facts, **check}])
+
+    def _index(self) -> dict[str, Any]:
+        return read_index(self.path, self.kind)
 
     def _check_encoder(self, index: Mapping[str, Any]) -> None:
         there = index["encoder"] | {"n_features": index["n_features"], "dtype": index["dtype"]}
@@ -90,9 +98,9 @@ class StoreWriter:
 
     def _write_index(self, shards: list[dict[str, Any]]) -> None:
         # The store keeps the name that its encoder had at first.
-        encoder = read_index(self.path)["encoder"] if shards else self._encoder
+        encoder = self._index()["encoder"] if shards else self._encoder
         index = {
-            "kind": KIND,
+            "kind": self.kind,
             "format": FORMAT,
             "encoder": encoder,
             "n_features": self._n_features,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from maxmin_rlhf.data._arrays import Int
 from maxmin_rlhf.data.feature_store import FeatureStore, key_of
+from maxmin_rlhf.data.preference_store import PreferenceStore
 from maxmin_rlhf.data.preferences import PreferenceData
 
 FORMS = ("pair", "response")
@@ -161,6 +162,22 @@ class TextPreferences:
             weight=self.weight,
             item_ids=[key.hex()[:16] for key in keys],
         )
+
+    def stream(self, store: FeatureStore, block_bytes: int | None = None) -> PreferenceStore:
+        """Rows of differences on disk, for fits of more than memory holds; items as in `over`.
+
+        They are written once, in float32, to a file in the store's folder that is gone when this object is; passes then
+        read it from end to end, where those over a table would jump. The texts themselves are in memory.
+
+        Args:
+            block_bytes: as of `PreferenceStore`.
+
+        Raises:
+            ValueError: texts that the store does not have. OSError: no room on disk.
+        """
+        from maxmin_rlhf.data.text_differences import differences_on_disk
+
+        return differences_on_disk(self, store, block_bytes)
 
     def __repr__(self) -> str:
         return f"TextPreferences({self.chosen.size} pairs of {len(self.texts)} texts by {len(set(self.annotator))} annotators)"

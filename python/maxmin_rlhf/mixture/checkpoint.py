@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.data import PreferenceData, PreferenceStore
 from maxmin_rlhf.mixture.fit import Fit, Progress
 from maxmin_rlhf.mixture.solver import State
 
@@ -80,8 +80,10 @@ def checksum(*tensors: Tensor | None) -> str:
     return f"{check:08x}"
 
 
-def fingerprint(data: PreferenceData) -> str:
-    """A checksum of everything in ``data`` that a fit or a split depends on."""
+def fingerprint(data: PreferenceData | PreferenceStore) -> str:
+    """A checksum of everything in ``data`` that a fit or a split depends on; a store knows that of its files."""
+    if isinstance(data, PreferenceStore):
+        return data.fingerprint()
     names = ("features", "indptr", "chosen", "rejected", "choice_indptr", "weight")
     items = torch.from_numpy(data.item_codes) if data.has_items else None
     return checksum(*(getattr(data, name) for name in names), items)

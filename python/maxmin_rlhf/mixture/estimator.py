@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import maxmin_kernels as mk
-from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.data import PreferenceData, PreferenceStore
 from maxmin_rlhf.mixture import checkpoint as files
 from maxmin_rlhf.mixture.bank import Bank, take
 from maxmin_rlhf.mixture.fit import Fit, Problem
@@ -26,6 +26,7 @@ from maxmin_rlhf.mixture.progress import Watch
 from maxmin_rlhf.mixture.solver import State
 
 Array = NDArray[np.float64]
+Preferences = PreferenceData | PreferenceStore
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -118,14 +119,14 @@ class PreferenceMixture:
 
     def fit(
         self,
-        data: PreferenceData,
+        data: Preferences,
         checkpoint: str | PathLike[str] | None = None,
         process_group: Any = None,
     ) -> PreferenceMixture:
         """Find the best of ``n_init`` starts.
 
         Args:
-            data: the preferences.
+            data: the preferences; those of a `PreferenceStore` are read from disk in every pass.
             checkpoint: a file that is kept up to date while the fit runs, from which it goes on, to the same result,
                 if it is there already, and which is removed at the end.
             process_group: of ``torch.distributed``: each process brings annotators of its own in ``data``, and all get
@@ -150,9 +151,10 @@ class PreferenceMixture:
         order = weights.argsort(descending=True, stable=True)
         theta = state.theta[:, order]
         bank = Bank(theta, state.mask[:, order], state.l2)
-        at = objective(bank)
+        at = objective(bank, with_resp=True)
         self.heads_ = theta[0, :, :-1].cpu().numpy()
         self.weights_ = weights[order].cpu().numpy()
+        assert at.log_resp is not None
         self.responsibilities_ = at.log_resp.exp().double().cpu().numpy()
         self.log_likelihood_ = float(at.log_likelihood[0])
         if self.hard or self.temperature != 1.0:
@@ -195,23 +197,24 @@ class PreferenceMixture:
         log_weights = torch.from_numpy(self.weights_).to(device).log()
         return Bank.of([heads], [log_weights], torch.zeros(1), self.n_groups)
 
-    def _placed(self, data: PreferenceData) -> PreferenceData:
+    def _placed(self, data: Preferences) -> Preferences:
         if data.n_features != self.heads_.shape[1]:
             raise ValueError(
                 f"data: expected {self.heads_.shape[1]} features as fitted, got {data.n_features}"
             )
         return place(data, self.device, self.dtype)
 
-    def predict_proba(self, data: PreferenceData) -> Array:
+    def predict_proba(self, data: Preferences) -> Array:
         """(A', K) the soft posterior (6), T = 1, of each annotator of ``data``, fitted or not."""
         self._require_fit()
         placed = self._placed(data)
         objective = Objective.of(placed, label_noise=self.label_noise)
         with mk.backend(self.backend):
-            at = objective(self._bank(placed.features.device))
+            at = objective(self._bank(placed.device), with_resp=True)
+        assert at.log_resp is not None
         return at.log_resp.exp().double().cpu().numpy()
 
-    def predict(self, data: PreferenceData) -> NDArray[np.int64]:
+    def predict(self, data: Preferences) -> NDArray[np.int64]:
         """(A',) the likeliest group of each annotator."""
         groups: NDArray[np.int64] = self.predict_proba(data).argmax(1)
         return groups
@@ -230,7 +233,7 @@ class PreferenceMixture:
             return mk.reward_heads(hidden, heads).double().cpu().numpy()
 
     def score(
-        self, data: PreferenceData, split: str = "auto", random_state: int | None = None
+        self, data: Preferences, split: str = "auto", random_state: int | None = None
     ) -> float:
         """(11): mean log-likelihood of a held-out comparison, never one that assigned its annotator.
 
@@ -243,15 +246,16 @@ class PreferenceMixture:
         placed = self._placed(data)
         with mk.backend(self.backend):
             held_out = held_out_score(
-                placed, self._bank(placed.features.device), split, random_state, self.label_noise
+                placed, self._bank(placed.device), split, random_state, self.label_noise
             )
         return float(held_out.score[0])
 
-    def _log_evidence(self, data: PreferenceData) -> tuple[float, Array]:
+    def _log_evidence(self, data: Preferences) -> tuple[float, Array]:
         placed = self._placed(data)
         objective = Objective.of(placed, label_noise=self.label_noise)
         with mk.backend(self.backend):
-            at = objective(self._bank(placed.features.device))
+            at = objective(self._bank(placed.device), with_resp=True)
+        assert at.log_resp is not None
         return float(at.log_likelihood[0]), at.log_resp.double().cpu().numpy()
 
     @property
@@ -259,13 +263,13 @@ class PreferenceMixture:
         """Of the likelihood: K D + K - 1."""
         return self.heads_.size + self.n_groups - 1
 
-    def bic(self, data: PreferenceData) -> float:
+    def bic(self, data: Preferences) -> float:
         """-2 log-likelihood + d log A, unpenalised; lower is better."""
         self._require_fit()
         log_likelihood, _ = self._log_evidence(data)
         return -2.0 * log_likelihood + self.n_parameters * math.log(data.n_annotators)
 
-    def icl(self, data: PreferenceData) -> float:
+    def icl(self, data: Preferences) -> float:
         """BIC plus twice the entropy of the assignments: also asks that groups be told apart."""
         self._require_fit()
         _, log_resp = self._log_evidence(data)
@@ -322,7 +326,7 @@ class PreferenceMixture:
 
 
 def fit_sweep(
-    data: PreferenceData,
+    data: Preferences,
     n_groups: Sequence[int],
     *,
     n_init: int = 16,
@@ -370,7 +374,7 @@ def fit_sweep(
 
 def fit_problems(
     mixtures: list[PreferenceMixture],
-    data: PreferenceData,
+    data: Preferences,
     checkpoint: str | PathLike[str] | None = None,
     process_group: Any = None,
 ) -> None:
@@ -378,7 +382,7 @@ def fit_problems(
     first = mixtures[0]
     placed = place(data, first.device, first.dtype)
     objective = Objective.of(placed, process_group, **first._options())
-    ranks, device = objective.ranks, placed.features.device
+    ranks, device = objective.ranks, placed.device
     for mixture in mixtures:
         if mixture.n_groups > ranks.n_annotators:
             raise ValueError(
@@ -393,7 +397,7 @@ def fit_problems(
         init=first.init if isinstance(first.init, str) else [_heads(first.init, first, data)],
         max_iter=first.max_iter,
         tol=first.tol,
-        seed=[ranks.same(fresh_seed(), device) if seed is None else seed],
+        seed=[ranks.same(fresh_seed()) if seed is None else seed],
     )
     facts: dict[str, Any] = {}
     if checkpoint is not None:
@@ -404,7 +408,7 @@ def fit_problems(
             "init": fit.init if isinstance(fit.init, str) else files.checksum(fit.init[0]),
             "random_state": seed,
         }
-        kept = files.load_progress(checkpoint, facts, placed.features.device)
+        kept = files.load_progress(checkpoint, facts, placed.device)
         found = torch.tensor(float(kept is not None), device=device)
         if process_group is not None and float(ranks.sum(found)[0]) % process_group.size():
             raise ValueError("checkpoint: expected the same file for every process, some have none")
@@ -435,10 +439,12 @@ def fresh_seed() -> int:
 
 
 def place(
-    data: PreferenceData, device: str | torch.device | None, dtype: torch.dtype | None
-) -> PreferenceData:
+    data: Preferences, device: str | torch.device | None, dtype: torch.dtype | None
+) -> Preferences:
     """``data`` on a device, with features in ``dtype``; itself where nothing changes."""
-    target = torch.device(device) if device is not None else data.features.device
+    target = torch.device(device) if device is not None else data.device
+    if isinstance(data, PreferenceStore):
+        return data.to(target, dtype)
     features = data.features.to(target, dtype or data.features.dtype)
     if features is data.features:
         return data
@@ -458,7 +464,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _heads(init: Any, mixture: PreferenceMixture, data: PreferenceData) -> Tensor:
+def _heads(init: Any, mixture: PreferenceMixture, data: Preferences) -> Tensor:
     heads = torch.as_tensor(init, dtype=torch.float64)
     if tuple(heads.shape) != (mixture.n_groups, data.n_features):
         raise ValueError(

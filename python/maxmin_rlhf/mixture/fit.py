@@ -120,7 +120,7 @@ class Fit:
                     owner.append(i)
                     heads.append(moved)
                     log_weights.append(weights)
-        device = self.objective.data.features.device
+        device = self.objective.data.device
         progress.owner = torch.tensor(owner, device=device)
         l2 = torch.tensor([self.problems[i].l2 for i in owner], dtype=torch.float64, device=device)
         width = max(problem.n_groups for problem in self.problems)
@@ -200,7 +200,7 @@ class Fit:
 
     @functools.cached_property
     def _flat(self) -> Preconditioner:
-        n_features, device = self.objective.data.n_features, self.objective.data.features.device
+        n_features, device = self.objective.data.n_features, self.objective.data.device
         zero = torch.zeros(n_features, dtype=torch.float64, device=device)
         return Preconditioner.of(self.objective, self.objective.pooled_curvature(zero))
 

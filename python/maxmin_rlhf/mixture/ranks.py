@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_rlhf.data import PreferenceData
+from maxmin_rlhf.data import PreferenceData, PreferenceStore
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Ranks:
         group: a process group of ``torch.distributed``; None: this process is alone.
         n_annotators, n_comparisons: of all processes.
         first_annotator, first_comparison: of this one, in the order of the ranks.
+        device: that of the data, from which numbers travel.
     """
 
     group: Any
@@ -29,20 +32,27 @@ class Ranks:
     n_comparisons: int
     first_annotator: int = 0
     first_comparison: int = 0
+    device: torch.device = _CPU
 
     @classmethod
-    def of(cls, data: PreferenceData, group: Any = None) -> Ranks:
-        """Ask the other processes how many they have.
+    def of(
+        cls,
+        data: PreferenceData | PreferenceStore,
+        group: Any = None,
+        device: str | torch.device | None = None,
+    ) -> Ranks:
+        """Ask the other processes how many they have. ``device``: None is that of the data.
 
         Raises:
             TypeError, ValueError: no process group; other features than another process has.
         """
+        where = data.device if device is None else torch.device(device)
         if group is None:
-            return cls(None, data.n_annotators, data.n_comparisons)
+            return cls(None, data.n_annotators, data.n_comparisons, device=where)
         mine = torch.tensor(
             [data.n_annotators, data.n_comparisons, data.n_features],
             dtype=torch.float64,
-            device=data.features.device,
+            device=where,
         )
         parts = _gather(mine, group)
         if any(part[2] != mine[2] for part in parts):
@@ -50,8 +60,8 @@ class Ranks:
             raise ValueError(f"data: expected as many features in every process, got {widths}")
         before = torch.stack(parts)[: torch.distributed.get_rank(group), :2].sum(0)
         total = torch.stack(parts)[:, :2].sum(0)
-        numbers = [int(x) for x in (*total, *before)]
-        return cls(group, *numbers)
+        n_annotators, n_comparisons, *first = (int(x) for x in (*total, *before))
+        return cls(group, n_annotators, n_comparisons, first[0], first[1], where)
 
     @property
     def first(self) -> bool:
@@ -71,10 +81,19 @@ class Ranks:
             part.view(t.shape) for part, t in zip(total.split(sizes), tensors, strict=True)
         )
 
-    def same(self, number: int, device: torch.device) -> int:
+    def before(self, number: int) -> int:
+        """The sum of the earlier processes' numbers."""
+        if self.group is None:
+            return 0
+        parts = _gather(self._alone(number), self.group)
+        return int(sum(float(part) for part in parts[: torch.distributed.get_rank(self.group)]))
+
+    def same(self, number: int) -> int:
         """The first process's number, in all of them."""
-        given = torch.tensor(float(number if self.first else 0), dtype=torch.float64, device=device)
-        return int(self.sum(given)[0])
+        return int(self.sum(self._alone(number if self.first else 0))[0])
+
+    def _alone(self, number: int) -> Tensor:
+        return torch.tensor(float(number), dtype=torch.float64, device=self.device)
 
 
 def _gather(mine: Tensor, group: Any) -> list[Tensor]:

@@ -8,8 +8,6 @@ on controls: data like these from people who do share one reward.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,35 +17,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import maxmin_kernels as mk
-from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.data.controls import redraw_choices, swap_judgments
-from maxmin_rlhf.data.splits import annotator_folds
 from maxmin_rlhf.mixture import checkpoint as files
-from maxmin_rlhf.mixture.bank import Bank
 from maxmin_rlhf.mixture.estimator import (
     PreferenceMixture,
+    Preferences,
     as_dtype,
     check_count,
     check_number,
     check_seed,
     fit_problems,
     fresh_seed,
-    place,
 )
-from maxmin_rlhf.mixture.fit import Fit, Problem
-from maxmin_rlhf.mixture.heldout import held_out_score
-from maxmin_rlhf.mixture.objective import Objective
-from maxmin_rlhf.mixture.solver import climb, start
+from maxmin_rlhf.mixture.folds import Folds, Notes
+from maxmin_rlhf.mixture.ranks import Ranks
 
 Array = NDArray[np.float64]
 L2_GRID = tuple(float(x) for x in np.logspace(-2, 2, 9))
-_MIDDLE = 1.0  # the ridge whose optima the others of the grid are reached from
 # With fewer judgments moved the swap control is much the panel itself, groups and all, and would veto them.
 _ENOUGH_SWAPPED = 0.25
 _RESAMPLES = 2000
 _INTERVAL = (2.5, 97.5)  # percentiles
-_MAX_ITER = 500
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class Selection:
 
 
 def select_groups(
-    data: PreferenceData,
+    data: Preferences,
     n_groups: Sequence[int],
     *,
     n_init: int = 8,
@@ -86,6 +76,7 @@ def select_groups(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    process_group: Any = None,
     random_state: int | None = None,
     verbose: int = 0,
 ) -> Selection:
@@ -97,7 +88,7 @@ def select_groups(
     swapped with another annotator's on the same items, if a quarter of them or more found one.
 
     Args:
-        data: the preferences.
+        data: the preferences; those of a `PreferenceStore` are read from disk in every pass.
         n_groups: numbers of groups to try; 1 is always tried too.
         n_init: starts climbed, of each K, in each fold.
         l2: lambda of (7) for all K; None: chosen for each K by the same folds from ``10^-2 ... 10^2``.
@@ -106,6 +97,8 @@ def select_groups(
         n_folds: folds of annotators; at most as many as there are annotators.
         backend, device, dtype, random_state, verbose: as of `PreferenceMixture`.
         checkpoint: a file to keep the finished folds in and go on from; removed at the end.
+        process_group: as of ``PreferenceMixture.fit``: each process brings annotators of its own. Besides sums their
+            held-out scores travel, a number each. Judgments are swapped among the annotators of one process.
 
     Raises:
         ValueError: fewer than two annotators, nothing to score, K above the annotators that a fold leaves.
@@ -116,12 +109,14 @@ def select_groups(
         check_number("l2", l2, 0.0)
     if split not in ("auto", "item", "comparison"):
         raise ValueError(f"split: expected 'auto', 'item' or 'comparison', got {split!r}")
-    n_folds = min(check_count("n_folds", n_folds), data.n_annotators)
+    ranks = Ranks.of(data, process_group, device)
+    n_annotators = ranks.n_annotators
+    n_folds = min(check_count("n_folds", n_folds), n_annotators)
     if n_folds < 2:
         raise ValueError(
-            f"data: expected at least 2 annotators and 2 folds, got {data.n_annotators} and {n_folds}"
+            f"data: expected at least 2 annotators and 2 folds, got {n_annotators} and {n_folds}"
         )
-    smallest = data.n_annotators - math.ceil(data.n_annotators / n_folds)
+    smallest = n_annotators - math.ceil(n_annotators / n_folds)
     if sizes[-1] > smallest:
         raise ValueError(
             f"n_groups: expected at most {smallest}, the annotators a fold leaves, got {sizes[-1]}"
@@ -129,9 +124,9 @@ def select_groups(
     if split == "auto":
         split = "item" if data.has_items else "comparison"
     random_state = check_seed(random_state)
-    seed = fresh_seed() if random_state is None else random_state
-    folds = _Folds(
-        data=data,
+    seed = ranks.same(fresh_seed()) if random_state is None else random_state
+    folds = Folds(
+        ranks=ranks,
         n_folds=n_folds,
         n_init=n_init,
         split=split,
@@ -139,14 +134,17 @@ def select_groups(
         device=device,
         dtype=as_dtype(dtype),
         seed=seed,
-        notes=_Notes(checkpoint, verbose, n_folds),
+        notes=Notes(checkpoint, verbose, n_folds, ranks.first),
     )
     folds.notes.open(
+        ranks,
         {
-            "data": files.fingerprint(data),
+            "data": files.fingerprint(data)
+            if process_group is None
+            else [n_annotators, ranks.n_comparisons],
             "options": [sizes, n_init, l2, split, n_folds, str(dtype), random_state],
             "seed": random_state,
-        }
+        },
     )
     folds.seed = folds.notes.seed(folds.seed)
 
@@ -159,17 +157,20 @@ def select_groups(
     mixtures = [
         PreferenceMixture(
             k, n_init=n_init, l2=r, backend=backend, device=device, dtype=dtype,
-            random_state=folds.seed, verbose=verbose,
+            random_state=folds.seed, verbose=verbose if ranks.first else 0,
         )
         for k, r in zip(sizes, ridge, strict=True)
     ]  # fmt: skip
-    fit_problems(mixtures, data)
+    fit_problems(mixtures, data, process_group=process_group)
 
     chosen = [(k, (r,)) for k, r in zip(sizes, ridge, strict=True)]
-    controls = {"redrawn": redraw_choices(data, mixtures[0].heads_[0], folds.rng("redrawn"))}
+    head, rng = mixtures[0].heads_[0], folds.rng("redrawn")
+    # Both take either kind of data, and return that.
+    controls = {"redrawn": redraw_choices(data, head, rng, folds.place(data))}  # type: ignore[type-var]
     swapped_share = math.nan
     if data.has_items:
-        swapped, swapped_share = swap_judgments(data, folds.rng("swapped"))
+        swapped, share = swap_judgments(data, folds.rng("swapped"))  # type: ignore[type-var]
+        swapped_share = folds.mean_share(share, data)
         if swapped_share >= _ENOUGH_SWAPPED:
             controls["swapped"] = swapped
     control_gains = {}
@@ -180,84 +181,12 @@ def select_groups(
 
     results = _compare(sizes, ridge, own, weight, control_gains, folds.rng("bootstrap"))
     for result, mixture in zip(results, mixtures, strict=True):
-        result.update(
-            log_likelihood=mixture.log_likelihood_, bic=mixture.bic(data), icl=mixture.icl(data)
-        )
+        result.update(folds.criteria(mixture))
     best, reason = _choose(results)
     folds.notes.close()
     mixture = mixtures[sizes.index(best)]
     mixture._warn(2)  # of the others nothing is said
     return Selection(best, mixture, results, reason, split, swapped_share)
-
-
-@dataclass
-class _Folds:
-    """Fit on the other annotators, score the held-out ones, in every fold."""
-
-    data: PreferenceData
-    n_folds: int
-    n_init: int
-    split: str
-    backend: str | None
-    device: str | torch.device | None
-    dtype: torch.dtype | None
-    seed: int
-    notes: _Notes
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Random numbers of their own for each purpose."""
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
-    def scores(
-        self, data: PreferenceData, name: str, wanted: Sequence[tuple[int, tuple[float, ...]]]
-    ) -> tuple[Array, Array]:
-        """Totals (A, mixtures) and weights (A,) of each annotator's scored comparisons.
-
-        ``wanted``: each number of groups with its ridges; mixtures come in that order.
-        """
-        fold_of = annotator_folds(data.n_annotators, self.n_folds, self.rng("folds"))
-        totals = np.zeros((data.n_annotators, sum(len(ridges) for _, ridges in wanted)))
-        weight = np.zeros(data.n_annotators)
-        for fold in range(self.n_folds):
-            out = fold_of == fold
-            unit = f"{name} {fold}"
-            kept = self.notes.recall(unit)
-            if kept is None:
-                with mk.backend(self.backend):
-                    bank = self._fit(data.select_annotators(~out), wanted, fold)
-                    # The same comparisons are hidden on every data set: the comparison is paired.
-                    held = held_out_score(
-                        place(data.select_annotators(out), self.device, self.dtype),
-                        bank,
-                        self.split,
-                        self.rng(f"split {fold}"),
-                    )
-                kept = (held.total, held.weight)
-                self.notes.keep(unit, *kept)
-            totals[out], weight[out] = kept
-        return totals, weight
-
-    def _fit(
-        self, data: PreferenceData, wanted: Sequence[tuple[int, tuple[float, ...]]], fold: int
-    ) -> Bank:
-        objective = Objective.of(place(data, self.device, self.dtype))
-        middle = [
-            min(ridges, key=lambda r: abs(math.log(max(r, 1e-9) / _MIDDLE))) for _, ridges in wanted
-        ]
-        problems = [Problem(k, r) for (k, _), r in zip(wanted, middle, strict=True)]
-        fit = Fit(
-            objective, problems, n_init=self.n_init, max_iter=_MAX_ITER, seed=(self.seed, fold)
-        )
-        best = fit.run()
-        if all(len(ridges) == 1 for _, ridges in wanted):
-            return best.bank
-        index = torch.tensor([i for i, (_, ridges) in enumerate(wanted) for _ in ridges])
-        ridges = torch.tensor([r for _, ridges in wanted for r in ridges], dtype=torch.float64)
-        index = index.to(best.theta.device)
-        path = Bank(best.theta[index], best.mask[index], ridges.to(best.theta))
-        steer = fit.preconditioner
-        state = start(objective, path, steer)
-        return climb(objective, state, steer, max_iter=_MAX_ITER, tol=fit.tol).bank
 
 
 def _compare(
@@ -323,56 +252,3 @@ def _choose(results: list[dict[str, Any]]) -> tuple[int, str]:
         "the best score" if k == top else f"the fewest groups not below K={top} beyond chance"
     )
     return k, f"{k} groups: {gain}; {null}; it has {smallest}."
-
-
-class _Notes:
-    """Finished folds on disk, and a line on a terminal."""
-
-    def __init__(self, path: str | PathLike[str] | None, verbose: int, n_folds: int) -> None:
-        self.path, self.verbose, self.n_folds = path, verbose, n_folds
-        self.facts: dict[str, Any] = {}
-        self.units: dict[str, torch.Tensor] = {}
-        self.drawn = False
-
-    def open(self, facts: dict[str, Any]) -> None:
-        self.facts = facts
-        if self.path is None or not os.path.exists(self.path):
-            return
-        self.units, kept = files.read(self.path, "checkpoint of a selection")
-        for name in ("data", "options"):
-            if kept[name] != facts[name]:
-                raise ValueError(
-                    f"{os.fspath(self.path)}: expected a checkpoint with {name} = {facts[name]!r}, "
-                    f"got {kept[name]!r}; remove it to start anew"
-                )
-        self.facts = kept
-
-    def seed(self, fresh: int) -> int:
-        """The seed that the kept folds were made with."""
-        self.facts["seed"] = fresh if self.facts["seed"] is None else self.facts["seed"]
-        return int(self.facts["seed"])
-
-    def recall(self, unit: str) -> tuple[Array, Array] | None:
-        """Totals and weights of a fold that is done."""
-        if f"{unit} total" not in self.units:
-            return None
-        return self.units[f"{unit} total"].numpy(), self.units[f"{unit} weight"].numpy()
-
-    def keep(self, unit: str, total: Array, weight: Array) -> None:
-        """A fold is done."""
-        self.units[f"{unit} total"] = torch.from_numpy(total)
-        self.units[f"{unit} weight"] = torch.from_numpy(weight)
-        if self.path is not None:
-            files.write(self.path, "checkpoint of a selection", self.units, self.facts)
-        line = f"{unit.split()[0]}: fold {int(unit.split()[1]) + 1} of {self.n_folds} done"
-        if sys.stderr.isatty():
-            print(f"\r{line}   ", end="", file=sys.stderr, flush=True)
-            self.drawn = True
-        elif self.verbose:
-            print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.drawn:
-            print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
-        if self.path is not None and os.path.exists(self.path):
-            os.unlink(self.path)

@@ -1,0 +1,173 @@
+"""The shards of a PreferenceStore: rows of differences, with whose they are. Safetensors and a JSON index; no pickle.
+
+A shard ``shard-00000.safetensors`` holds ``features (n, D)``, ``indptr (a + 1)``, ``annotators`` (int64, or strings as JSON)
+and, where there are any, ``choice_indptr`` and ``weight``, as `PreferenceData` has them. Files are written as those of a
+`FeatureStore` are: whole or not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maxmin_rlhf.data._arrays import Int, check_finite, pointer
+from maxmin_rlhf.data.feature_store import DTYPES, check_size, read_index
+from maxmin_rlhf.data.preferences import PreferenceData
+from maxmin_rlhf.data.row_files import RowFiles, tensor_offset
+from maxmin_rlhf.data.store_writer import StoreWriter
+
+_KIND = "maxmin preference store"
+_DTYPES = {**DTYPES, "float64": torch.float64}
+
+
+@dataclass(eq=False)
+class Source:
+    """What lies in files, and what is known of it.
+
+    Attributes:
+        rows: the differences, ``(N, D)``, in the order of `PreferenceData`.
+        indptr, choice_indptr, annotators, weight: as there, as arrays.
+        identity: changes with anything that a fit depends on.
+        labels: the same comparisons between items with ids, where these are known; its features are not read.
+    """
+
+    rows: RowFiles
+    indptr: Int
+    annotators: NDArray[Any]
+    choice_indptr: Int | None
+    weight: NDArray[np.float64] | None
+    identity: str
+    labels: PreferenceData | None = None
+    readers: dict[Any, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def row_of(self) -> Int:
+        """(A + 1) the row at which each annotator begins."""
+        return self.indptr if self.choice_indptr is None else self.choice_indptr[self.indptr]
+
+
+class ShardWriter(StoreWriter):
+    """Adds annotators to a store."""
+
+    kind, dtypes = _KIND, _DTYPES
+
+    def add(self, data: PreferenceData) -> None:
+        """One shard of ``data``, in the rows form."""
+        check_finite("features", data.features)
+        tensors = {
+            "features": data.features.contiguous(),
+            "indptr": data.indptr,
+            "annotators": _as_tensor(data.annotators_),
+        }
+        for name in ("choice_indptr", "weight"):
+            if getattr(data, name) is not None:
+                tensors[name] = getattr(data, name)
+        self._add(tensors, {"rows": data.n_rows, "annotators": data.n_annotators})
+
+
+def open_shards(path: Path) -> Source:
+    """Read the small tensors of every shard, and where its rows begin.
+
+    Raises:
+        FileNotFoundError, ValueError: no store, a damaged one, one without annotators; an annotator in two places.
+    """
+    index = read_index(path, _KIND, "PreferenceStore.append")
+    shards = index["shards"]
+    if not shards:
+        raise ValueError(f"{path}: expected preferences, got none: append some")
+    parts, small = [], []
+    for shard in shards:
+        file = path / shard["file"]
+        check_size(file, shard["bytes"])
+        small.append(_small_tensors(file))
+        parts.append((file, tensor_offset(file, "features"), shard["rows"]))
+    counts, ids = small[0]["indptr"].diff().numpy(), _as_ids(small[0]["annotators"])
+    every_count, every_id = [counts], [ids]
+    for tensors in small[1:]:
+        counts, ids = tensors["indptr"].diff().numpy(), _as_ids(tensors["annotators"])
+        if ids[0] == every_id[-1][-1]:  # the annotator goes on
+            every_count[-1] = every_count[-1].copy()
+            every_count[-1][-1] += counts[0]
+            counts, ids = counts[1:], ids[1:]
+        if ids.size:
+            every_count.append(counts)
+            every_id.append(ids)
+    annotators = np.concatenate(every_id)
+    ordered = annotators
+    if not (ordered[1:] > ordered[:-1]).all():
+        ordered = np.sort(annotators)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if twice.size:
+        raise ValueError(
+            f"{path}: expected every annotator in one place, got {ordered[twice[0]]!r} in several: append all "
+            "comparisons of an annotator at once, or one part after the other"
+        )
+    return Source(
+        rows=RowFiles(parts, index["n_features"], _DTYPES[index["dtype"]]),
+        indptr=pointer(np.concatenate(every_count)),
+        annotators=annotators,
+        choice_indptr=_joined(small, "choice_indptr"),
+        weight=_joined(small, "weight"),
+        identity=json.dumps([shard["sha256"] for shard in shards]),
+    )
+
+
+def _small_tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {n: tensors.get_tensor(n) for n in tensors.keys() if n != "features"}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: expected a shard of a preference store ({error})") from None
+
+
+def _joined(small: list[dict[str, Tensor]], name: str) -> Any:
+    """Sets or weights of all shards; None where no shard has any."""
+    if not any(name in tensors for tensors in small):
+        return None
+    parts = []
+    for tensors in small:
+        usual = np.ones(int(tensors["indptr"][-1]), np.int64)  # pairs, of weight 1
+        there = tensors.get(name)
+        if name == "choice_indptr":
+            there = None if there is None else there.diff()
+        parts.append(usual if there is None else there.numpy())
+    joined = np.concatenate(parts)
+    return pointer(joined) if name == "choice_indptr" else joined.astype(np.float64)
+
+
+def _as_tensor(ids: NDArray[Any]) -> Tensor:
+    """Whole numbers as they are, strings as JSON."""
+    if ids.dtype.kind in "iu":
+        return torch.from_numpy(ids.astype(np.int64))
+    values = ids.tolist()
+    bad = [value for value in values if not isinstance(value, str)]
+    if bad:
+        raise TypeError(
+            f"annotators: expected strings or whole numbers, got {type(bad[0]).__name__} ({bad[0]!r})"
+        )
+    return torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+
+
+def _as_ids(kept: Tensor) -> NDArray[Any]:
+    array = kept.numpy()
+    return array if array.dtype == np.int64 else np.array(json.loads(array.tobytes()))
+
+
+def sums(keep: NDArray[np.bool_], indptr: Int) -> Int:
+    """(A,) how many of each segment are kept."""
+    starts = indptr[:-1]
+    full = np.flatnonzero(indptr[1:] > starts)
+    counts = np.zeros(starts.size, np.int64)
+    if full.size:
+        counts[full] = np.add.reduceat(keep, starts[full], dtype=np.int64)
+    return counts
