@@ -2,7 +2,7 @@
 
 python -m benchmarks.study_rloo --model FOLDER [--seeds 3]      # FOLDER has stories260K.bin and tok512.bin
 python -m benchmarks.study_rloo --model SmolLM2-135M-Instruct.Q4_1.gguf --name rloo_smollm2 --methods maxmin population equal \
-    --front --seeds 1 --tokens 24 --generations 8 --steps 30 --samples 128 --fresh 64 --lora 16 --lr 5e-4
+    --front --seeds 1 --tokens 24 --generations 8 --steps 16 --fresh 64 --lora 16 --lr 8e-3 --eta 0.3
 
 Runs that are in the results already are not made again, so a study that was interrupted goes on; remove the file to start anew.
 """
@@ -38,11 +38,11 @@ from maxmin_rlhf import MaxMinWeights, solve_maxmin
 
 # The opposed group's weight; the others share the rest. Those of the population and equal ones lie on the line too.
 FRONT = (0.0, 0.46, 0.7, 1.0)
-METHODS: dict[str, Callable[[], MaxMinWeights]] = {
+METHODS: dict[str, Callable[[Setup], MaxMinWeights]] = {
     "maxmin": maxmin_weights,
-    "population": lambda: fixed(SHARES),
-    "equal": lambda: fixed((1, 1, 1)),
-    "softmin": lambda: MaxMinWeights(len(GROUPS), tau=0.5),
+    "population": lambda _: fixed(SHARES),
+    "equal": lambda _: fixed((1, 1, 1)),
+    "softmin": lambda _: MaxMinWeights(len(GROUPS), tau=0.5),
 }
 TARGETS = {"efficiency": 0.7, "mean_efficiency": 0.8, "advantage": 0.2}
 
@@ -130,7 +130,11 @@ def main() -> None:
             if any(r["run"] == name and r["seed"] == seed for r in runs):
                 continue
             b = float(name.split()[1]) if name.startswith("fixed") else 0.0
-            weights = METHODS[name]() if name in METHODS else fixed(((1 - b) / 2, (1 - b) / 2, b))
+            weights = (
+                METHODS[name](reference.setup)
+                if name in METHODS
+                else fixed(((1 - b) / 2, (1 - b) / 2, b))
+            )
             began = time.perf_counter()
             model, history = train(reference, weights, seed)
             seconds = time.perf_counter() - began

@@ -72,6 +72,7 @@ class Setup:
     steps: int = 50
     lr: float = 1.5e-4
     generations: int = 16  # stories a prompt and step
+    eta: float = 0.1  # step of the groups' weights
     lora: int = 0  # rank of an adapter on a bfloat16 model; 0 trains every weight in float32
 
     @staticmethod
@@ -263,9 +264,9 @@ def distinct(texts: Sequence[list[str]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
-def maxmin_weights() -> MaxMinWeights:
+def maxmin_weights(setup: Setup | None = None) -> MaxMinWeights:
     """Those of the study: small steps of exponentiated gradient, which end at (13) itself and not at a softer problem."""
-    return MaxMinWeights(len(GROUPS), "exponentiated_gradient", lr=0.1)
+    return MaxMinWeights(len(GROUPS), "exponentiated_gradient", lr=(setup or Setup()).eta)
 
 
 def fixed(weights: Sequence[float]) -> MaxMinWeights:
@@ -303,7 +304,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reference = prepare(options.model, folder, Setup.of(options))
         for name, weights in (
-            ("maxmin", maxmin_weights()),
+            ("maxmin", maxmin_weights(reference.setup)),
             ("population", fixed(SHARES)),
             ("equal", fixed((1, 1, 1))),
         ):
