@@ -119,6 +119,26 @@ def results() -> str:
                 f"Jester (3,999 raters, 399,750 pairs of 100 jokes), K = 1 … 6 with 4 starts each, ridge 1: "
                 f"{median(seconds):.1f} s."
             )
+    sweeps = study("scale")
+    if sweeps:
+        large = sweeps["large"]
+        parts.append(
+            f"All {large['runs'][0]['comparisons']:,} pairs of Jester, K = {large['groups'][0]} … {large['groups'][-1]} with "
+            f"{large['n_init']} starts each, to convergence: {large['seconds']:.0f} s, {large['peak_mb'] / 1024:.1f} GiB at most."
+        )
+    others = study("peers")
+    if others:
+        at = {k: {fit["name"]: fit for fit in fits} for k, fits in others["groups"].items()}
+        words = {"lcl": "lcl-choice", "lccm": "lccm", "jax": "EM in JAX", "numpy": "EM in NumPy"}
+        of = [
+            f"{text} by {' and '.join(short(fits[name]['ratio']) + ' ×' for fits in at.values() if name in fits)}"
+            for name, text in words.items()
+            if any(name in fits for fits in at.values())
+        ]
+        parts.append(
+            f"The electricity panel, {others['starts']} starts, K = {' and '.join(at)}: faster than {', '.join(of)}; what each of "
+            "them reaches is in docs/performance.md."
+        )
     return "\n\n".join(parts) or MISSING
 
 
