@@ -28,6 +28,7 @@ PAGES = (
     "docs/language.md",
     "docs/training.md",
     "docs/plural.md",
+    "docs/performance.md",
 )
 MISSING = "*(not measured yet)*"
 
@@ -118,6 +119,26 @@ def results() -> str:
                 f"Jester (3,999 raters, 399,750 pairs of 100 jokes), K = 1 … 6 with 4 starts each, ridge 1: "
                 f"{median(seconds):.1f} s."
             )
+    sweeps = study("scale")
+    if sweeps:
+        large = sweeps["large"]
+        parts.append(
+            f"All {large['runs'][0]['comparisons']:,} pairs of Jester, K = {large['groups'][0]} … {large['groups'][-1]} with "
+            f"{large['n_init']} starts each, to convergence: {large['seconds']:.0f} s, {large['peak_mb'] / 1024:.1f} GiB at most."
+        )
+    others = study("peers")
+    if others:
+        at = {k: {fit["name"]: fit for fit in fits} for k, fits in others["groups"].items()}
+        words = {"lcl": "lcl-choice", "lccm": "lccm", "jax": "EM in JAX", "numpy": "EM in NumPy"}
+        of = [
+            f"{text} by {' and '.join(short(fits[name]['ratio']) + ' ×' for fits in at.values() if name in fits)}"
+            for name, text in words.items()
+            if any(name in fits for fits in at.values())
+        ]
+        parts.append(
+            f"The electricity panel, {others['starts']} starts, K = {' and '.join(at)}: faster than {', '.join(of)}; what each of "
+            "them reaches is in docs/performance.md."
+        )
     return "\n\n".join(parts) or MISSING
 
 
@@ -440,6 +461,127 @@ def families() -> str:
     return "\n\n".join(parts)
 
 
+def short(x: float) -> str:
+    """Two digits, or the whole number."""
+    return f"{x:.2g}" if x < 10 else f"{x:.0f}"
+
+
+def peers() -> str:
+    """The electricity panel by everybody."""
+    found = study("peers")
+    if not found:
+        return MISSING
+    parts = []
+    for k, fits in found["groups"].items():
+        best = max(value for fit in fits for value in fit.get("log_likelihood", []))
+        rows = []
+        for fit in fits:
+            ended = "log_likelihood" in fit
+            sign = "" if ended else "> "
+            rows.append(
+                [
+                    found["words"][fit["name"]],
+                    sign + short(fit["seconds"]),
+                    "" if fit["name"] == "ours" else f"{sign}{short(fit['ratio'])} ×",
+                    f"{fit['first_seconds']:.1f}" if fit.get("first_seconds") else "",
+                    f"{1e3 * fit['start_seconds']:.0f}" if ended else "",
+                    f"{fit['pass_ms']:.1f}" if fit.get("pass_ms") else "",
+                    f"{fit['peak_mb']} ({fit['peak_mb'] - fit['before_mb']})" if ended else "",
+                    f"{max(fit['log_likelihood']):.2f}" if ended else "",
+                    f"{fit['reached']} of {fit['rounds']}"
+                    if ended
+                    else f"given up after {fit['given_up_after']:.0f} s",
+                    str(fit["starts"]),
+                ]
+            )
+        head = ["", "s", "ours is faster by", "first fit, s", "a start, ms", "a pass, ms", "MB at most (of the fit)", "best reached", "at the optimum", "starts run"]  # fmt: skip
+        parts.append(f"K = {k}, best known {best:.2f}:\n\n" + table(head, rows))
+    absent = f" Not installed there: {', '.join(found['absent'])}." if found["absent"] else ""
+    return "\n\n".join(parts) + (
+        f"\n\n{found['device']}. Seconds of {found['starts']} starts (reckoned from those run), compiled before; the first fit "
+        f"compiles. At the optimum: rounds whose best is within {found['within']} of the best known, in log-likelihood.{absent}"
+    )
+
+
+def scale() -> str:
+    """Sweeps, and where their time goes."""
+    found = study("scale")
+    if not found:
+        return MISSING
+    words = {
+        "electricity": "electricity panel",
+        "small": "Jester, stored pairs",
+        "large": "Jester, all pairs",
+    }
+    rows = []
+    for name, text in words.items():
+        sweep = found[name]
+        run = sweep["runs"][0]
+        rows.append(
+            [
+                text,
+                f"{run['annotators']:,} / {run['comparisons']:,}",
+                f"{sweep['groups'][0]} … {sweep['groups'][-1]} × {sweep['n_init']}",
+                f"{sweep['seconds']:.1f}",
+                f"{100 * sweep['share_in_passes']:.0f} %",
+                str(run["passes"]),
+                f"{median(r['data_seconds'] for r in sweep['runs']):.2g}",
+                f"{sweep['peak_mb'] / 1024:.2f}",
+                "yes" if all(r["converged"] for r in sweep["runs"]) else "no",
+            ]
+        )
+    head = ["", "annotators / choices", "K × starts", "s", "of it in passes", "passes", "PreferenceData, s", "GiB at most", "converged"]  # fmt: skip
+    return table(head, rows) + f"\n\n{found['device']}."
+
+
+def scaling() -> str:
+    """Growth of one pass."""
+    found = study("scaling")
+    if not found:
+        return MISSING
+    words = {
+        "features": "features D",
+        "heads": "heads H",
+        "skew": "Zipf's exponent",
+        "threads": "threads",
+    }
+    rows = [
+        [f"{words[axis]} = {p[axis]:g}", f"{p['ms']:.3g}", f"{p['floor_ms']:.3g}", f"{100 * p['floor_ms'] / p['ms']:.0f} %", f"{p['ratio']:.1f} × eager"]
+        for axis in words
+        for p in found[axis]
+    ]  # fmt: skip
+    usual = found["usual"]
+    return table(["", "ms", "floor, ms", "of the floor", "faster than"], rows) + (
+        f"\n\n{found['device']}; {usual['rows']:,} pairs, {found['each']} an annotator, D = {usual['features']}, H = {usual['heads']}, "
+        f"{usual['threads']} threads, float32, except for what varies."
+    )
+
+
+def compiled() -> str:
+    """What torch.compile and half the bytes bring, from the records of em_pass."""
+    lines = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())
+        if "copy_bytes_per_s" in found:
+            continue
+        time = {
+            (r["variant"], r["dtype"], r["shape"]["H"]): r["median_ms"]
+            for r in found.get("records", [])
+            if r["op"] == "em_pass"
+        }
+        for (variant, dtype, heads), ms in sorted(time.items()):
+            form, way = variant.split(", ")
+            if way == "torch.compile":
+                eager = time[f"{form}, eager", dtype, heads]
+                ours = time[f"{form}, cpu", dtype, heads]
+                lines.append(
+                    [f"{form}, {dtype}, H={heads}", f"{eager:.3g}", f"{ms:.3g}", f"{ours:.3g}"]
+                )
+    if not lines:
+        return MISSING
+    return table(["em_pass", "eager, ms", "torch.compile, ms", "maxmin_kernels, ms"], lines)
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -495,6 +637,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "peers": peers,
+    "scale": scale,
+    "scaling": scaling,
+    "compiled": compiled,
     "active": active,
     "families": families,
     "rloo": rloo,
