@@ -166,19 +166,19 @@ CHILD = """
 import json, os, re, signal, sys
 import numpy as np
 from benchmarks.bench_stream import EACH
-from maxmin_rlhf import PreferenceStore, fit_sweep
+from maxmin_rlhf import PreferenceData, PreferenceMixture, PreferenceStore
 from maxmin_rlhf.data import row_files
 from maxmin_rlhf.mixture import progress
 folder, n_rows, rounds, checkpoint, dies = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "dies"
 def peak():  # ru_maxrss would be inherited
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
-whole = PreferenceStore(folder)
-def fit(n, rounds, checkpoint=None):
-    from maxmin_rlhf import PreferenceMixture
-    data = whole.select_annotators(np.arange(n // EACH))
+def fit(data, rounds, checkpoint=None):
     return PreferenceMixture(2, n_init=1, random_state=0, max_iter=rounds).fit(data, checkpoint)
-fit(10_000, 2)
+small = np.random.default_rng(0).standard_normal((10_000, 64), dtype=np.float32)
+fit(PreferenceData.from_arrays(small, np.arange(10_000) // EACH), 2)  # code, threads, the allocator's own
 before = peak()
+data = PreferenceStore(folder)
+data = data.select_annotators(np.arange(n_rows // EACH))
 if dies:
     progress.CHECKPOINT_SECONDS = 0.0
     call, seen, read = progress.Watch.__call__, [], row_files.RowFiles.read
@@ -190,7 +190,7 @@ if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         read(self, first, *args)
     progress.Watch.__call__, row_files.RowFiles.read = watch, killed
-found = fit(n_rows, rounds, checkpoint or None)
+found = fit(data, rounds, checkpoint or None)
 print(json.dumps({"before": before, "peak": peak(), "heads": found.heads_.tolist(), "bounds": found.lower_bounds_.tolist()}))
 """
 
