@@ -1,6 +1,6 @@
 """Two processes against one, one thread each, in turns. Writes results/ranks.json.
 
-    python -m benchmarks.bench_ranks [--rows 1000000] [--rounds 7]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_ranks [--rows 1000000] [--rounds 7]
 
 Planted preferences of two tastes, 64 features in bfloat16, in memory. Both processes meet by gloo; in every round the first
 one makes a pass over all annotators (16 heads) while the other sleeps, then both make one over half of them each, sums
@@ -58,17 +58,17 @@ def work(folder: Path, rank: int, rounds: int) -> None:
         "fit": (lambda: fit(whole), lambda: fit(mine, everyone)),
         "streamed fit": (lambda: fit(store), lambda: fit(own, everyone)),
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    times: dict[str, list[list[float]]] = {name: [] for name in tasks}
     for i in range(rounds + 1):
         for name, (one, two) in tasks.items():
             spent = []
             for run in (one if rank == 0 else lambda: None, two):
                 dist.barrier()
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 run()
-                spent.append(time.perf_counter() - began)
+                spent += [time.perf_counter() - began, time.process_time() - busy]
             if i:  # the first to warm up
-                times[name].append((spent[0], spent[1]))
+                times[name].append(spent)
     dist.barrier()
     if rank == 0:
         print(json.dumps(times))
@@ -84,6 +84,7 @@ def main() -> None:
     if args.worker:
         work(Path(args.worker[0]), int(args.worker[1]), args.rounds)
         return
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         write(Path(name) / "store", args.rows)
         run = [sys.executable, "-m", "benchmarks.bench_ranks", "--rounds", str(args.rounds), "--worker", name]  # fmt: skip
@@ -92,13 +93,15 @@ def main() -> None:
         out = [process.communicate()[0] for process in both]
     if any(process.returncode for process in both):
         raise SystemExit(1)
-    findings: dict[str, Any] = {"rows": args.rows, "features": D, "pairs_an_annotator": EACH, "rounds": args.rounds}  # fmt: skip
+    findings: dict[str, Any] = {"rows": args.rows, "features": D, "pairs_an_annotator": EACH, "rounds": args.rounds, "load": round(load, 2)}  # fmt: skip
     for task, spent in json.loads(out[0]).items():
-        one, two = np.array(spent).T
+        one, one_cpu, two, two_cpu = np.array(spent).T
         findings[task] = {
             "one_seconds": round(float(np.median(one)), 4),
             "two_seconds": round(float(np.median(two)), 4),
             "speedup": round(float(np.median(one / two)), 3),
+            # Of the first process: what other programs on the machine disturb less.
+            "cpu_ratio": round(float(np.median(one_cpu / two_cpu)), 3),
         }
         print(task, findings[task], flush=True)
     write_study("ranks", findings)

@@ -1,6 +1,6 @@
 """A pass over preferences on disk against the disk itself and memory. Writes results/stream.json.
 
-    python -m benchmarks.bench_stream --folder DIR [--rows 100000000] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_stream --folder DIR [--rows 100000000] [--rounds 3]
 
 Two planted tastes, 20 pairs an annotator, 64 features in bfloat16: 128 bytes a row, written in blocks to DIR, where a store of
 as many rows is used again. In every round, with files dropped from the system's cache before: one plain read of the files
@@ -101,22 +101,27 @@ def passes(folder: Path, n_rows: int, rounds: int) -> dict[str, Any]:
     memory = torch.ones(MEMORY, dtype=torch.uint8).view(torch.bfloat16).view(-1, D)
     read_memory = floor_probes(memory)["read"]
     n_bytes = n_rows * ROW
-    rates: dict[str, list[float]] = {"disk": [], "memory": [], "pass": [], "warm": []}
+    rates: dict[str, list[float]] = {"disk": [], "memory": [], "pass": []}
+    busy: list[float] = []  # of the processor: other programs disturb it less
     for i in range(rounds + 1):
         drop(folder)
         disk = n_bytes / seconds(lambda: read_files(folder, n_bytes))
         drop(folder)
+        began = time.process_time()
         cold = n_bytes / seconds(lambda: objective(bank))
+        spent = time.process_time() - began
         ram = MEMORY / seconds(read_memory)
         if i:  # the first to warm up
+            busy.append(spent)
             for name, rate in (("disk", disk), ("pass", cold), ("memory", ram)):
                 rates[name].append(rate)
     share = [p / min(d, m) for p, d, m in zip(rates["pass"], rates["disk"], rates["memory"], strict=True)]  # fmt: skip
-    found = {f"{name}_gb_s": round(float(np.median(r)) / 1e9, 3) for name, r in rates.items() if r}
+    found = {f"{name}_gb_s": round(float(np.median(r)) / 1e9, 3) for name, r in rates.items()}
     return {
         "rows": n_rows,
         **found,
         "pass_seconds": float(np.median([n_bytes / r for r in rates["pass"]])),
+        "pass_cpu_seconds": float(np.median(busy)),
         "share_of_floor": round(float(np.median(share)), 3),
         "shares": [round(s, 3) for s in share],
     }
@@ -131,13 +136,17 @@ def by_size(folder: Path, whole: dict[str, Any], rounds: int) -> list[dict[str, 
     sizes = [n for n in (10**4, 10**5, 10**6, 10**7, 10**8) if n < n_rows]
     parts = {n: Objective.of(store.select_annotators(np.arange(n // EACH))) for n in sizes}
     times: dict[int, list[float]] = {n: [] for n in sizes}
+    busy: dict[int, list[float]] = {n: [] for n in sizes}
     for i in range(rounds + 1):
         for n, objective in parts.items():
             drop(folder)
+            began = time.process_time()
             spent = seconds(lambda objective=objective: objective(bank))
             if i:
                 times[n].append(spent)
+                busy[n].append(time.process_time() - began)
     found = {n: float(np.median(t)) for n, t in times.items()} | {n_rows: whole["pass_seconds"]}
+    cpu = {n: float(np.median(t)) for n, t in busy.items()} | {n_rows: whole["pass_cpu_seconds"]}
     first = min(found)
     slope = (found[n_rows] - found[first]) / max(1, n_rows - first)
     line = {n: found[first] + slope * (n - first) for n in found}
@@ -146,6 +155,7 @@ def by_size(folder: Path, whole: dict[str, Any], rounds: int) -> list[dict[str, 
             "rows": n,
             "seconds": seconds,
             "ns_a_row": round(1e9 * seconds / n, 1),
+            "cpu_ns_a_row": round(1e9 * cpu[n] / n, 1),
             "of_line": round(seconds / line[n], 3),
         }
         for n, seconds in found.items()
@@ -156,19 +166,19 @@ CHILD = """
 import json, os, re, signal, sys
 import numpy as np
 from benchmarks.bench_stream import EACH
-from maxmin_rlhf import PreferenceStore, fit_sweep
+from maxmin_rlhf import PreferenceData, PreferenceMixture, PreferenceStore
 from maxmin_rlhf.data import row_files
 from maxmin_rlhf.mixture import progress
 folder, n_rows, rounds, checkpoint, dies = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "dies"
 def peak():  # ru_maxrss would be inherited
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
-whole = PreferenceStore(folder)
-def fit(n, rounds, checkpoint=None):
-    from maxmin_rlhf import PreferenceMixture
-    data = whole.select_annotators(np.arange(n // EACH))
+def fit(data, rounds, checkpoint=None):
     return PreferenceMixture(2, n_init=1, random_state=0, max_iter=rounds).fit(data, checkpoint)
-fit(10_000, 2)
+small = np.random.default_rng(0).standard_normal((10_000, 64), dtype=np.float32)
+fit(PreferenceData.from_arrays(small, np.arange(10_000) // EACH), 2)  # code, threads, the allocator's own
 before = peak()
+data = PreferenceStore(folder)
+data = data.select_annotators(np.arange(n_rows // EACH))
 if dies:
     progress.CHECKPOINT_SECONDS = 0.0
     call, seen, read = progress.Watch.__call__, [], row_files.RowFiles.read
@@ -180,7 +190,7 @@ if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         read(self, first, *args)
     progress.Watch.__call__, row_files.RowFiles.read = watch, killed
-found = fit(n_rows, rounds, checkpoint or None)
+found = fit(data, rounds, checkpoint or None)
 print(json.dumps({"before": before, "peak": peak(), "heads": found.heads_.tolist(), "bounds": found.lower_bounds_.tolist()}))
 """
 
@@ -201,6 +211,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10**8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     row_files.CACHE_SHARE = 0.0  # nothing stays in the system's cache
     folder = args.folder / f"pairs-{args.rows}"
     began = time.perf_counter()
@@ -236,6 +247,7 @@ def main() -> None:
         "pairs_an_annotator": EACH,
         "heads": HEADS,
         "rounds": args.rounds,
+        "load": round(load, 2),
         "pass": large,
         "by_size": sizes,
         "memory": memory,

@@ -179,8 +179,8 @@ def stream() -> str:
     if not found:
         return MISSING
     whole, memory = found["pass"], found["memory"]
-    head = ["rows", "seconds a pass", "ns a row", "over the line"]
-    rows = [[f"{r['rows']:,}", f"{r['seconds']:.3g}", f"{r['ns_a_row']:.0f}", f"{r['of_line']:.2f}"] for r in found["by_size"]]  # fmt: skip
+    head = ["rows", "seconds a pass", "ns a row", "of the processors", "over the line"]
+    rows = [[f"{r['rows']:,}", f"{r['seconds']:.3g}", f"{r['ns_a_row']:.0f}", f"{r['cpu_ns_a_row']:.0f}", f"{r['of_line']:.2f}"] for r in found["by_size"]]  # fmt: skip
     resumed = found["killed_and_resumed"]
     return (
         table(head, rows)
@@ -188,10 +188,17 @@ def stream() -> str:
         f"{found['pairs_an_annotator']} pairs an annotator; the line goes through the first and the last. {whole['rows']:,} rows "
         f"({whole['rows'] * 2 * found['features'] / 1e9:.3g} GB): {whole['pass_gb_s']:.2f} GB/s, a plain read of the files "
         f"{whole['disk_gb_s']:.2f}, of memory {whole['memory_gb_s']:.2f}; {100 * whole['share_of_floor']:.0f} % of the slower. A fit of them "
-        f"added {memory['grown_bytes'] / 1e6:.0f} MB to the process, of which two blocks are {memory['two_blocks_bytes'] / 1e6:.0f}. Killed in "
+        f"added {memory['grown_bytes'] / 1e6:.0f} MB to the process, of which two blocks are {memory['two_blocks_bytes'] / 1e6:.0f}; the rest is {memory['bytes_an_annotator']:.0f} bytes an annotator. Killed in "
         f"a pass and gone on with ({resumed['rows']:,} rows), a fit was the same {'to the bit' if resumed['to_the_bit'] else 'no longer'}. "
-        f"{found['device']}."
+        f"{found['device']}.{_busy(found)}"
     )
+
+
+def _busy(found: dict[str, Any]) -> str:
+    """What to think of the times."""
+    if found["load"] < 0.5:
+        return ""
+    return f" Other programs ran on the machine meanwhile (load {found['load']:.1f}): times say little."
 
 
 def ranks() -> str:
@@ -199,12 +206,12 @@ def ranks() -> str:
     if not found:
         return MISSING
     rows = [
-        [task, *(f"{found[task][f'{n}_seconds']:.3g} s" for n in ("one", "two")), f"{found[task]['speedup']:.2f}"]
+        [task, *(f"{found[task][f'{n}_seconds']:.3g} s" for n in ("one", "two")), f"{found[task]['speedup']:.2f}", f"{found[task]['cpu_ratio']:.2f}"]
         for task in ("pass", "fit", "streamed fit")
     ]  # fmt: skip
     return (
-        table(["", "one process", "two", "ratio"], rows)
-        + f"\n\n{found['rows']:,} rows of {found['features']} features, one thread each, gloo; medians of {found['rounds']} rounds. {found['device']}."
+        table(["", "one process", "two", "ratio", "of processor time"], rows)
+        + f"\n\n{found['rows']:,} rows of {found['features']} features, one thread each, gloo; medians of {found['rounds']} rounds. {found['device']}.{_busy(found)}"
     )
 
 

@@ -29,8 +29,8 @@ class PreferenceStore:
     """Preferences on disk, for `PreferenceMixture.fit`, `fit_sweep` and `select_groups` in place of `PreferenceData`.
 
     Rows of differences lie annotator by annotator. A pass reads them once, in blocks: one is worked on while the next one is
-    read. In memory are two blocks, 8 bytes an annotator with his id, and 8 bytes a comparison for its weight, and likewise
-    for choice sets, where there are any.
+    read. In memory are two blocks, a number and an id for each annotator, and 8 bytes a comparison for its weight, and
+    likewise for choice sets, where there are any.
 
     Args:
         path: a folder that `append` filled.
