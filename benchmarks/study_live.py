@@ -200,7 +200,7 @@ def summary(runs: list[dict[str, Any]], crowd: dict[str, str]) -> dict[str, Any]
         names = [a for r in mine for a in r["annotators"]]
     who = np.array([crowd[a] for a in names])
     rng = np.random.default_rng(0)
-    out: dict[str, Any] = {"annotators": len(who)}
+    out: dict[str, Any] = {"annotators": len(who), "folds": len({r["fold"] for r in runs})}
     contrasts = {
         "mixture over pooled, live": ("mixture, live", "pooled, live"),
         "live over frozen, mixture": ("mixture, live", "mixture, frozen"),
@@ -235,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("out/live_store"))
     parser.add_argument("--splits", type=int, default=10)
+    parser.add_argument("--folds", type=int, default=FOLDS, help="how many of the three to run")
     args = parser.parse_args()
     path = data_folder() / "hh_objectives/pairs_human.parquet"
     table = pd.read_parquet(path, columns=["annotator_id", "group"]).astype(str)
@@ -273,7 +274,7 @@ def main() -> None:
             once("trials", {"kind": kind, "fold": 0, "rate": rate}, *parts, rate) for rate in RATES
         ]
         rates[kind] = max(tried, key=lambda r: sum(r["live"]["log_probability"]))["rate"]
-    for f in range(FOLDS):
+    for f in range(args.folds):
         for kind in KINDS:
             parts = data.select_annotators(fold != f), data.select_annotators(fold == f)
             once("runs", {"kind": kind, "fold": f}, *parts, rates[kind])

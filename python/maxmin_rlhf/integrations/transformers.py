@@ -114,7 +114,8 @@ class MixtureRewardTrainer(Trainer):
         _freeze_unused(model, head)
         # Whatever wraps the model (PEFT, DDP, FSDP, autocast) then goes through it.
         model.forward = MethodType(_rewards, model)
-        self._core, self._forward = model, None
+        self._core: Any = model
+        self._forward: Any = None
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -222,7 +223,7 @@ class MixtureRewardTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.running.load(Path(self.state.best_model_checkpoint, _STATE))
+        self.running.load(Path(str(self.state.best_model_checkpoint), _STATE))
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         self._put_shares()
