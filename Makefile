@@ -53,7 +53,7 @@ $(TRL_LOWEST): $(VENV)/.dependencies
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ trl==$(notdir $(@:$(VENV)/trl-%=%))
 
 test-trl-lowest: $(VENV)/.native $(TRL_LOWEST)  ## the trainers on the oldest TRL
-	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py
+	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py tests/rlhf/test_group_dpo.py
 
 test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp

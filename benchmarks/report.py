@@ -411,6 +411,37 @@ def rloo_smollm2() -> str:
     return rloo("rloo_smollm2")
 
 
+def live() -> str:
+    """Two crowds, and a trunk that learns."""
+    found = study("live_trunk")
+    if not found or "summary" not in found:
+        return MISSING
+    parts = {n: p for n, p in found["summary"].items() if n in ("all", "helpful", "harmless")}
+
+    def percent(entry: dict[str, Any]) -> str:
+        low, high = (100 * x for x in entry["interval"])
+        return f"{100 * entry['accuracy']:.1f} ({low:.1f} … {high:.1f})"
+
+    words = {
+        "pooled, frozen": "one reward, frozen trunk",
+        "pooled, live": "one reward, the trunk learns",
+        "mixture, frozen": "mixture, frozen trunk",
+        "mixture, live": "mixture, the trunk learns",
+        "mixture over pooled, live": "difference of the two that learn",
+    }
+    rows = [[title, *(percent(p[name]) for p in parts.values())] for name, title in words.items()]
+    heads = {"all": "everybody", "helpful": "helpful crowd", "harmless": "harmless crowd"}
+    runs, training = found["runs"], found["training"]
+    gain = found["summary"]["all"]["live over frozen, mixture"]
+    return table(["accuracy, %", *(heads[n] for n in parts)], rows) + (
+        f"\n\n{found['summary']['annotators']} pseudo-annotators, each held out once or never, over {found['summary']['folds']} folds and "
+        f"seeds; MiniLM of 22 million parameters, {training['adapters']}, {runs[0]['steps']} steps of {training['batch_pairs']} pairs, responses "
+        f"alone cut to {training['max_length']} tokens; about {median(r['cpu_seconds'] for r in runs):.0f} s a run on one core. Held-out "
+        "people's pairs are predicted from their other pairs, (11). What the learning trunk adds to the mixture: "
+        f"{percent(gain)} points. Intervals: bootstrap over annotators."
+    )
+
+
 def active() -> str:
     """Pairs needed to place a new rater."""
     found = study("active_queries")
@@ -654,6 +685,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rloo_smollm2": rloo_smollm2,
     "language": language,
     "hh": hh,
+    "live": live,
     "jester_policy": jester_policy,
 }
 

@@ -78,6 +78,8 @@ def tokenized(
     """``chosen_ids, rejected_ids, annotator`` (its place; -1: not of the training data) of a data set in TRL's columns."""
     for name in ("chosen", "rejected", "annotator"):
         column(data, name, argument)
+    if not callable(tokenizer):
+        raise TypeError(f"processing_class: expected a tokenizer, got {type(tokenizer).__name__}")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"  # a long prompt loses its beginning, never the response
 

@@ -89,8 +89,9 @@ class RewardBank:
             ValueError: as many prompts as completions are not given; a text without tokens; a reward that is not finite,
                 naming its group and completion.
         """
-        if self._last is not None and self._last[1] is completions and self._last[0] == prompts:
-            return self._last[2]
+        last = self._last  # looked up once: another thread may be at its own completions
+        if last is not None and last[1] is completions and last[0] == prompts:
+            return last[2]
         if len(prompts) != len(completions):
             raise ValueError(
                 f"prompts: expected {len(completions)}, one a completion, got {len(prompts)}"
