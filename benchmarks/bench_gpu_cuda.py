@@ -21,7 +21,15 @@ from benchmarks.bench_gpu import Clock, copy_bandwidth
 from maxmin_kernels import _cuda
 
 # Features, heads, pairs an annotator.
-SHAPES = [(4096, 8, 32), (4096, 8, 4), (4096, 8, 256), (4096, 16, 32), (1024, 8, 32), (8192, 8, 32)]
+SHAPES = [
+    (4096, 8, 32),
+    (4096, 8, 4),
+    (4096, 8, 256),
+    (4096, 16, 32),
+    (4096, 32, 32),
+    (1024, 8, 32),
+    (8192, 8, 32),
+]
 STEPS = {1: "loads", 2: "+ margins", 3: "+ exchange", 4: "+ posterior", 5: "whole"}
 
 
@@ -34,8 +42,10 @@ def problem(n_pairs: int, n_features: int, n_heads: int, size: int) -> tuple[tor
 
 
 def by(backend: str, given: tuple[torch.Tensor, ...]) -> Any:
+    n_heads = given[2].shape[0]
+    mixtures = torch.arange(0, n_heads + 1, min(n_heads, 16), device="cuda")
     with mk.backend(f"em_pass:{backend}"):
-        return mk.em_pass(*given)
+        return mk.em_pass(*given, mixture_indptr=mixtures)
 
 
 def milliseconds(clock: Clock, run: Callable[[], Any], rounds: int) -> float:
@@ -49,7 +59,7 @@ def ladder(clock: Clock, given: tuple[torch.Tensor, ...], rounds: int, floor: fl
     x, indptr, weight, logs = given
     cut = _cuda._tiles_of(x, indptr, 8)
     begin, end = torch.zeros(8, dtype=torch.int32, device="cuda"), torch.full((8,), 8, dtype=torch.int32, device="cuda")  # fmt: skip
-    args = (x, cut.tiles, cut.begin, cut.carry, cut.split_begin, cut.split_annotator, indptr.shape[0] - 1, weight, logs, begin, end, None, cut.n_chunks)  # fmt: skip
+    args = (x, cut.tiles, cut.begin, cut.carry, cut.split_begin, cut.split_annotator, indptr.shape[0] - 1, weight, logs, begin, end, None, False, 0.0, False, 1.0, cut.n_chunks)  # fmt: skip
     for steps, name in STEPS.items():
         taken = milliseconds(clock, lambda s=steps: _cuda.native().em_pass_cuda(*args, s), rounds)
         print(f"  {name:12}{taken:8.3f} ms {100 * floor / taken:5.0f} % of the copy rate", flush=True)  # fmt: skip

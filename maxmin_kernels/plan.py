@@ -24,6 +24,9 @@ class EMPlan:
         chunk_indptr: ``(number of chunks + 1)`` int64, where each chunk of an annotator's comparisons begins, when
             somebody has more than ``CHUNK`` of them: programs of a device then share the long ones.
         annotator_chunks: ``(A + 1)`` int64, chunks of each annotator, which are added in their order.
+
+    The tiles of the CUDA kernel depend on the device, the features and the number of heads too: the backend keeps them
+    beside the pointers, as long as these live and are not written to, and cuts them once with or without a plan.
     """
 
     chosen: Tensor | None = None

@@ -59,7 +59,7 @@ def test_against_the_reference(name, n_features, mixtures):
 
 
 @pytest.mark.parametrize("name", ["4", "zipf", "long"])
-@pytest.mark.parametrize("mixtures", [(3, 5), (1, 3, 12)])
+@pytest.mark.parametrize("mixtures", [(3, 5), (1, 3, 12), (5, 4, 12, 11)])
 @pytest.mark.parametrize(
     "given",
     [{"dtype": torch.float16}, {"sets": 5}, {"sets": 32, "weighted": True, "dtype": torch.float16}],
@@ -115,9 +115,9 @@ def test_captured_on_a_second_stream_it_finds_the_same():
 
 def test_clusters_that_fit_at_once():
     x = torch.zeros(64, 4096, device="cuda", dtype=torch.bfloat16)
-    for heads in (8, 16):
+    for heads, at_least in ((8, 8), (16, 8), (32, 4)):
         for carry in (False, True):
-            assert _cuda.native().em_pass_clusters(x, heads, carry) >= 8
+            assert _cuda.native().em_pass_clusters(x, heads, carry) >= at_least
 
 
 def test_a_failing_launch_names_the_operation_the_shape_and_the_error():

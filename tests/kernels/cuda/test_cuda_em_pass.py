@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import itertools
 
 import pytest
@@ -252,6 +253,27 @@ def test_tiles_of_choices_are_cut_once_a_pair_of_pointers(monkeypatch):
     assert _cuda._tiles_of(x, indptr.clone(), 8, choices) is not first
 
 
+def test_the_emulator_has_the_signatures_of_the_compiled_operations():
+    if (why_not := _cuda.load()) is not None:
+        pytest.skip(why_not)
+    for name in ("em_pass_wants_carry", "em_pass_clusters", "em_pass_tiles", "em_pass_cuda"):
+        schema = getattr(_cuda.native(), name).default._schema
+        names = [argument.name for argument in schema.arguments if argument.name != "steps"]
+        assert names == list(inspect.signature(getattr(Emulator(0), name)).parameters)
+
+
+def test_the_compiled_cutter_cuts_as_the_emulated_one():
+    if (why_not := _cuda.load()) is not None:
+        pytest.skip(why_not)
+    sizes, lengths = torch.tensor([3, 40, 7, 130]), torch.tensor([3, *[10] * 4, 7, *[26] * 5])
+    assert _cuda.native().em_pass_wants_carry(sizes)
+    for given in (None, lengths):
+        ours = _cuda.native().em_pass_tiles(sizes, given, True, 3, 64)
+        theirs = Emulator(0).em_pass_tiles(sizes, given, True, 3, 64)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other.flatten())
+
+
 def test_through_the_public_face(monkeypatch):
     """Forced, differentiated, the pointer's tiles cut once."""
     emulator, calls = Emulator(1, carry=True), []
@@ -265,6 +287,8 @@ def test_through_the_public_face(monkeypatch):
     given["weight"].requires_grad_()
     with mk.backend("em_pass:cuda"):
         outs = [mk.em_pass(**given, plan=mk.em_plan(given["indptr"])) for _ in range(2)]
+        later = {**given, "weight": given["weight"].detach() / 2, "temperature": 2.0}
+        mk.em_pass(**later, plan=mk.em_plan(given["indptr"]))  # a later round of the same fit
     assert len(calls) == 1
     (gradient,) = torch.autograd.grad(outs[0].log_likelihood.sum(), given["weight"])
     assert torch.equal(gradient, outs[0].grad_weight.detach())
