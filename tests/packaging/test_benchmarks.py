@@ -146,3 +146,18 @@ def test_a_machine_without_results_is_told_so(monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == (
         "bench-check: no result is stored for an abacus, 1 threads: nothing to compare (make bench stores one)\n"
     )
+
+
+def test_a_peer_that_was_given_up_is_shown_as_slower_at_least(monkeypatch) -> None:
+    ours = [{"seconds": 0.5, "starts": 16, "passes": None, "peak_mb": 9, "before_mb": 5, "log_likelihood": -3.0}]  # fmt: skip
+    fits = [bench_peers.summary("ours", ours, 0.6, ours, -3.0), bench_peers.given_up("searchlogit", ours)]  # fmt: skip
+    found = {
+        "words": {"ours": "we", "searchlogit": "they"},
+        "groups": {"3": fits},
+        "absent": ["jax"],
+    }
+    monkeypatch.setattr(report, "study", lambda name: found | {"device": "d", "starts": 16, "within": 0.1})  # fmt: skip
+    lines = report.peers().splitlines()
+    assert "| we | 0.5 |  | 0.6 | 31 |  | 9 (4) | -3.00 | 1 of 1 | 16 |" in lines
+    assert "| they | > 1920 | > 3840 × |  |  |  |  |  | given up after 120 s | 1 |" in lines
+    assert lines[-1].endswith("Not installed there: jax.")

@@ -138,10 +138,10 @@ def _text(facts: dict[str, Any]) -> str:
             f"{c['op']}, {c['case']}",
             ", ".join(f"{name}={value:,}" for name, value in c["shape"].items()),
             c["dtype"],
-            f"{c['ms']:.3g}",
-            f"{c['floor_ms']:.3g}",
+            _short(c["ms"]),
+            _short(c["floor_ms"]),
             f"{100 * c['share_of_floor']:.0f} %",
-            f"{c['other_ms']:.3g}",
+            _short(c["other_ms"]),
             f"{c['ratio']:.1f} x",
         )
         for c in facts["cases"]
@@ -154,6 +154,10 @@ def _text(facts: dict[str, Any]) -> str:
         + _output.as_text(cells[0], cells[1:])
         + "\n\nfloor: one read of the data, or the arithmetic at this machine's rate where that is longer"
     )
+
+
+def _short(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _plot(path: str, facts: dict[str, Any]) -> None:
