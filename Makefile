@@ -7,10 +7,10 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-trl-lowest test-interp codegen bench docs gpu lint fmt clean
+.PHONY: help dev build demo test test-trl-lowest test-interp codegen bench bench-check docs gpu lint fmt clean
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
@@ -53,7 +53,7 @@ $(TRL_LOWEST): $(VENV)/.dependencies
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ trl==$(notdir $(@:$(VENV)/trl-%=%))
 
 test-trl-lowest: $(VENV)/.native $(TRL_LOWEST)  ## the trainers on the oldest TRL
-	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py
+	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py tests/rlhf/test_group_dpo.py
 
 test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp
@@ -61,10 +61,15 @@ test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 codegen: $(VENV)/.native  ## Triton's kernels compiled for devices that are not there
 	$(BIN)/python -m pytest -q -n $(JOBS) -m codegen
 
-bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json and the tables of README.md
+bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json, the tables and figures of README.md and docs/
+	-$(BIN)/python benchmarks/peers/setup.py $(VENV)/peers
 	set -e; for f in $(filter-out bench_gpu%,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m benchmarks.figures
 	$(BIN)/python benchmarks/report.py
+
+bench-check: $(VENV)/.native  ## a short run beside the stored results of such a machine: ratios only
+	$(BIN)/python -m benchmarks.check
 
 docs: $(VENV)/.native  ## the guide and the API reference as a site: out/site/index.html
 	$(BIN)/mkdocs build -q --strict -d out/site

@@ -14,49 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 import maxmin_kernels as mk
+from benchmarks import cases
 from benchmarks.harness import floor_probes, fma_flops, interleaved, record, write_records
-
-
-def eager_rows(x: Tensor, weight: Tensor, log_weights: Tensor, owner: Tensor, n: int) -> Any:
-    """One mixture: every formula once, on whole tensors, in float32."""
-    x = x.to(weight.dtype)
-    margins = x @ weight.T
-    joint = log_weights + x.new_zeros(n, weight.shape[0]).index_add(0, owner, F.logsigmoid(margins))
-    evidence = joint.logsumexp(1, keepdim=True)
-    log_resp = joint - evidence
-    resp = log_resp.exp()
-    pull = resp[owner] * torch.sigmoid(-margins)
-    return evidence.sum(), log_resp, resp.sum(0), pull.T @ x
-
-
-def eager_indexed(
-    items: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    weight: Tensor,
-    log_weights: Tensor,
-    owner: Tensor,
-    n: int,
-    slots: Tensor,
-    back: Tensor,
-) -> Any:
-    """All mixtures at once: heads padded to (mixtures, most heads), a pad's log weight -inf."""
-    scores = items @ weight.T
-    margins = scores[chosen] - scores[rejected]
-    joint = log_weights + items.new_zeros(n, weight.shape[0]).index_add(
-        0, owner, F.logsigmoid(margins)
-    )
-    padded = F.pad(joint, (0, 1), value=-torch.inf)[:, slots]
-    evidence = padded.logsumexp(2)
-    log_resp = joint - evidence.repeat_interleave(back, dim=1, output_size=weight.shape[0])
-    resp = log_resp.exp()
-    pull = resp[owner] * torch.sigmoid(-margins)
-    by_item = torch.zeros_like(scores).index_add(0, chosen, pull).index_add(0, rejected, -pull)
-    return evidence.sum(0), log_resp, resp.sum(0), by_item.T @ items
 
 
 def check(ours: Any, theirs: Any) -> None:
@@ -67,23 +28,33 @@ def check(ours: Any, theirs: Any) -> None:
             raise SystemExit(f"em_pass and its peer differ by {difference:.2g}")
 
 
-def rows(n_rows: int, n_features: int, n_heads: int, dtype: torch.dtype, rounds: int) -> list[Any]:
+def rows(
+    n_rows: int,
+    n_features: int,
+    n_heads: int,
+    dtype: torch.dtype,
+    rounds: int,
+    compiled: bool = True,
+) -> list[Any]:
     torch.manual_seed(0)
-    n = n_rows // 20
+    each = cases.CPU_ROWS["each"]
+    n = n_rows // each
+    one = cases.Mixtures.of((n_heads,))
     x = torch.randn(n_rows, n_features).to(dtype)
-    indptr = torch.arange(0, n_rows + 1, 20)
-    owner = torch.arange(n_rows) // 20
+    indptr = torch.arange(0, n_rows + 1, each)
+    owner = torch.arange(n_rows) // each
     weight = torch.randn(n_heads, n_features) / n_features**0.5
     log_weights = torch.randn(n_heads).log_softmax(0)
-    compiled = torch.compile(eager_rows)
+    fused = torch.compile(cases.plain_rows)
 
     def ours() -> Any:
         return mk.em_pass(x, indptr, weight, log_weights)
 
     peers: dict[str, Callable[[], Any]] = {
-        "eager": lambda: eager_rows(x, weight, log_weights, owner, n),
-        "torch.compile": lambda: compiled(x, weight, log_weights, owner, n),
+        "eager": lambda: cases.plain_rows(x, weight, log_weights, owner, n, one),
     }
+    if compiled:
+        peers["torch.compile"] = lambda: fused(x, weight, log_weights, owner, n, one)
     check(ours(), peers["eager"]())
     times = interleaved({"ours": ours, **peers, **floor_probes(x)}, rounds)
     flops = 4 * n_rows * n_features * n_heads
@@ -103,27 +74,21 @@ def rows(n_rows: int, n_features: int, n_heads: int, dtype: torch.dtype, rounds:
     ]
 
 
-def indexed(n_rows: int, n_annotators: int, rounds: int) -> list[Any]:
+def indexed(n_rows: int, n_annotators: int, rounds: int, compiled: bool = True) -> list[Any]:
     torch.manual_seed(0)
-    n_items = 100
-    sizes = torch.tensor([1, 2, 3, 4, 5, 6]).repeat(4)  # 84 heads
-    n_heads = int(sizes.sum())
+    shape = cases.CPU_INDEXED
+    n_items, n_heads = shape.items, shape.heads
     items = torch.eye(n_items)
     weight = torch.randn(n_heads, n_items)
-    ends = F.pad(sizes.cumsum(0), (1, 0))
-    slots = torch.full((len(sizes), 6), n_heads)
-    for g, size in enumerate(sizes.tolist()):
-        slots[g, :size] = torch.arange(int(ends[g]), int(ends[g + 1]))
-    log_weights = -sizes.float().log().repeat_interleave(sizes)
+    mixtures = cases.Mixtures.of(shape.groups)
+    log_weights = -mixtures.sizes.float().log().repeat_interleave(mixtures.sizes)
     each = n_rows // n_annotators
     indptr = torch.arange(0, n_rows + 1, each)
     owner = torch.arange(n_rows) // each
     chosen = torch.randint(0, n_items, (n_rows,))
     rejected = (chosen + torch.randint(1, n_items, (n_rows,))) % n_items
-    peer_arguments = (
-        *(items, chosen, rejected, weight, log_weights, owner, n_annotators, slots, sizes),
-    )
-    compiled = torch.compile(eager_indexed)
+    peer_arguments = (items, chosen, rejected, weight, log_weights, owner, n_annotators, mixtures)
+    fused = torch.compile(cases.plain_indexed)
 
     def ours() -> Any:
         return mk.em_pass(
@@ -133,13 +98,14 @@ def indexed(n_rows: int, n_annotators: int, rounds: int) -> list[Any]:
             log_weights,
             chosen=chosen,
             rejected=rejected,
-            mixture_indptr=ends,
+            mixture_indptr=mixtures.indptr,
         )
 
     peers: dict[str, Callable[[], Any]] = {
-        "eager": lambda: eager_indexed(*peer_arguments),
-        "torch.compile": lambda: compiled(*peer_arguments),
+        "eager": lambda: cases.plain_indexed(*peer_arguments),
     }
+    if compiled:
+        peers["torch.compile"] = lambda: fused(*peer_arguments)
     check(ours(), peers["eager"]())
     times = interleaved({"ours": ours, **peers}, rounds)
     shared = {
@@ -161,13 +127,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--smoke", action="store_true", help="small, and nothing is written")
     options = parser.parse_args()
-    n = 4_000 if options.smoke else 400_000
+    n = 4_000 if options.smoke else cases.CPU_ROWS["rows"]
     rounds = 1 if options.smoke else options.rounds
     records = []
-    for n_heads in (2, 8, 32):
+    for n_heads in cases.CPU_ROWS["heads"]:
         for dtype in (torch.float32, torch.bfloat16):
-            records += rows(n, 384, n_heads, dtype, rounds)
-    records += indexed(n, n // 100, rounds)
+            records += rows(n, cases.CPU_ROWS["features"], n_heads, dtype, rounds)
+    n = 4_000 if options.smoke else cases.CPU_INDEXED.rows
+    records += indexed(n, n // cases.CPU_INDEXED.each, rounds)
     for r in records:
         peer = f"{r['ratio']} x {r['peer']}" if r["ratio"] else ""
         floor = f"{r['pct_floor']:.0f} % of the floor" if r["pct_floor"] else ""

@@ -24,7 +24,8 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.harness import write_study
 from maxmin_rlhf import encode
 from maxmin_rlhf.demo.language.responses import read_responses
-from maxmin_rlhf.trunk import Trunk, default_model, joined
+from maxmin_rlhf.pooling import joined
+from maxmin_rlhf.trunk import Trunk, default_model
 
 Times = dict[str, np.ndarray]
 BATCHES = (16, 32, 64)  # texts at a time of the plain loop

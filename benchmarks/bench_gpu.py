@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import maxmin_kernels as mk
+from benchmarks import cases
 from benchmarks.harness import RESULTS, environment, record, replace_file
 
 Run = Callable[[], Any]
@@ -47,7 +48,7 @@ class Case:
 
 
 def em_rows(device: str, smoke: bool) -> Iterator[Case]:
-    for n, d, h in ((500_000, 4096, 8), (2_000_000, 1024, 8), (500_000, 4096, 64)):
+    for n, d, h in cases.GPU_ROWS:
         n, d = (256, 512) if smoke else (n, d)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         x = torch.randn(n, d, device=device, dtype=dtype)
@@ -81,7 +82,7 @@ def em_rows(device: str, smoke: bool) -> Iterator[Case]:
 
 
 def em_indexed(device: str, smoke: bool) -> Iterator[Case]:
-    n, m, d, h = (256, 50, 64, 4) if smoke else (10_000_000, 100_000, 1024, 32)
+    n, m, d, h = (256, 50, 64, 4) if smoke else cases.GPU_INDEXED
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     items = torch.randn(m, d, device=device, dtype=dtype)
     chosen, rejected = (torch.randint(0, m, (n,), device=device) for _ in range(2))

@@ -49,7 +49,7 @@ def ladder(clock: Clock, given: tuple[torch.Tensor, ...], rounds: int, floor: fl
     x, indptr, weight, logs = given
     cut = _cuda._tiles_of(x, indptr, 8)
     begin, end = torch.zeros(8, dtype=torch.int32, device="cuda"), torch.full((8,), 8, dtype=torch.int32, device="cuda")  # fmt: skip
-    args = (x, cut.tiles, cut.begin, cut.carry, cut.split_begin, cut.split_annotator, indptr.shape[0] - 1, weight, logs, begin, end, cut.n_chunks)  # fmt: skip
+    args = (x, cut.tiles, cut.begin, cut.carry, cut.split_begin, cut.split_annotator, indptr.shape[0] - 1, weight, logs, begin, end, None, cut.n_chunks)  # fmt: skip
     for steps, name in STEPS.items():
         taken = milliseconds(clock, lambda s=steps: _cuda.native().em_pass_cuda(*args, s), rounds)
         print(f"  {name:12}{taken:8.3f} ms {100 * floor / taken:5.0f} % of the copy rate", flush=True)  # fmt: skip

@@ -28,6 +28,7 @@ PAGES = (
     "docs/language.md",
     "docs/training.md",
     "docs/plural.md",
+    "docs/performance.md",
 )
 MISSING = "*(not measured yet)*"
 
@@ -118,6 +119,26 @@ def results() -> str:
                 f"Jester (3,999 raters, 399,750 pairs of 100 jokes), K = 1 … 6 with 4 starts each, ridge 1: "
                 f"{median(seconds):.1f} s."
             )
+    sweeps = study("scale")
+    if sweeps:
+        large = sweeps["large"]
+        parts.append(
+            f"All {large['runs'][0]['comparisons']:,} pairs of Jester, K = {large['groups'][0]} … {large['groups'][-1]} with "
+            f"{large['n_init']} starts each, to convergence: {large['seconds']:.0f} s, {large['peak_mb'] / 1024:.1f} GiB at most."
+        )
+    others = study("peers")
+    if others:
+        at = {k: {fit["name"]: fit for fit in fits} for k, fits in others["groups"].items()}
+        words = {"lcl": "lcl-choice", "lccm": "lccm", "jax": "EM in JAX", "numpy": "EM in NumPy"}
+        of = [
+            f"{text} by {' and '.join(short(fits[name]['ratio']) + ' ×' for fits in at.values() if name in fits)}"
+            for name, text in words.items()
+            if any(name in fits for fits in at.values())
+        ]
+        parts.append(
+            f"The electricity panel, {others['starts']} starts, K = {' and '.join(at)}: faster than {', '.join(of)}; what each of "
+            "them reaches is in docs/performance.md."
+        )
     return "\n\n".join(parts) or MISSING
 
 
@@ -355,9 +376,9 @@ def hh() -> str:
     )
 
 
-def rloo() -> str:
+def rloo(name: str = "rloo_stories") -> str:
     """A language policy trained for three groups."""
-    found = study("rloo_stories")
+    found = study(name)
     if not found:
         return MISSING
     names = {
@@ -367,26 +388,57 @@ def rloo() -> str:
         "population": "the population's weights",
     }
     rows = []
-    for name, words in names.items():
-        s = found["summary"][name]
-        efficiency = ", ".join(f"{e:.2f}" for e in s["efficiency"])
-        rows.append(
-            [
-                words,
-                f"{s['worst']:.2f}",
-                efficiency,
-                f"{s['average']:.2f}",
-                f"{s['kappa']:.2f}",
-                f"{s['perplexity']:.2f}",
-            ]
-        )
+    for method, words in names.items():
+        if method not in found["summary"]:
+            continue
+        s = found["summary"][method]
+        efficiency = ", ".join("not known" if e is None else f"{e:.2f}" for e in s["efficiency"])
+        numbers = (s[key] for key in ("average", "kappa", "perplexity"))
+        rows.append([words, f"{s['worst']:.2f}", efficiency, *(f"{x:.2f}" for x in numbers)])
     ahead, best = found["summary"]["ahead_of"], found["best"]
     head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity"]  # fmt: skip
+    seeds = found["summary"]["maxmin"]["seeds"]
     return table(head, rows) + (
-        f"\n\nMeans over {found['summary']['maxmin']['seeds']} seeds. The best policy gives every group "
+        f"\n\n{'One seed' if seeds == 1 else f'Means over {seeds} seeds'}. The best policy gives every group "
         f"{min(best['gains']):.2f}, with weights {', '.join(f'{w:.2f}' for w in best['weights'])}. MaxMin is ahead of equal "
         f"weights by {', '.join(f'{x:.2f}' for x in ahead['equal'])} and of the population's by "
         f"{', '.join(f'{x:.2f}' for x in ahead['population'])}; the average pays {found['summary']['price']:.2f} for it."
+    )
+
+
+def rloo_smollm2() -> str:
+    """The same for a larger model."""
+    return rloo("rloo_smollm2")
+
+
+def live() -> str:
+    """Two crowds, and a trunk that learns."""
+    found = study("live_trunk")
+    if not found or "summary" not in found:
+        return MISSING
+    parts = {n: p for n, p in found["summary"].items() if n in ("all", "helpful", "harmless")}
+
+    def percent(entry: dict[str, Any]) -> str:
+        low, high = (100 * x for x in entry["interval"])
+        return f"{100 * entry['accuracy']:.1f} ({low:.1f} … {high:.1f})"
+
+    words = {
+        "pooled, frozen": "one reward, frozen trunk",
+        "pooled, live": "one reward, the trunk learns",
+        "mixture, frozen": "mixture, frozen trunk",
+        "mixture, live": "mixture, the trunk learns",
+        "mixture over pooled, live": "difference of the two that learn",
+    }
+    rows = [[title, *(percent(p[name]) for p in parts.values())] for name, title in words.items()]
+    heads = {"all": "everybody", "helpful": "helpful crowd", "harmless": "harmless crowd"}
+    runs, training = found["runs"], found["training"]
+    gain = found["summary"]["all"]["live over frozen, mixture"]
+    return table(["accuracy, %", *(heads[n] for n in parts)], rows) + (
+        f"\n\n{found['summary']['annotators']} pseudo-annotators, each held out once or never, over {found['summary']['folds']} folds and "
+        f"seeds; MiniLM of 22 million parameters, {training['adapters']}, {runs[0]['steps']} steps of {training['batch_pairs']} pairs, responses "
+        f"alone cut to {training['max_length']} tokens; about {median(r['cpu_seconds'] for r in runs):.0f} s a run on one core. Held-out "
+        "people's pairs are predicted from their other pairs, (11). What the learning trunk adds to the mixture: "
+        f"{percent(gain)} points. Intervals: bootstrap over annotators."
     )
 
 
@@ -447,6 +499,127 @@ def families() -> str:
     return "\n\n".join(parts)
 
 
+def short(x: float) -> str:
+    """Two digits, or the whole number."""
+    return f"{x:.2g}" if x < 10 else f"{x:.0f}"
+
+
+def peers() -> str:
+    """The electricity panel by everybody."""
+    found = study("peers")
+    if not found:
+        return MISSING
+    parts = []
+    for k, fits in found["groups"].items():
+        best = max(value for fit in fits for value in fit.get("log_likelihood", []))
+        rows = []
+        for fit in fits:
+            ended = "log_likelihood" in fit
+            sign = "" if ended else "> "
+            rows.append(
+                [
+                    found["words"][fit["name"]],
+                    sign + short(fit["seconds"]),
+                    "" if fit["name"] == "ours" else f"{sign}{short(fit['ratio'])} ×",
+                    f"{fit['first_seconds']:.1f}" if fit.get("first_seconds") else "",
+                    f"{1e3 * fit['start_seconds']:.0f}" if ended else "",
+                    f"{fit['pass_ms']:.1f}" if fit.get("pass_ms") else "",
+                    f"{fit['peak_mb']} ({fit['peak_mb'] - fit['before_mb']})" if ended else "",
+                    f"{max(fit['log_likelihood']):.2f}" if ended else "",
+                    f"{fit['reached']} of {fit['rounds']}"
+                    if ended
+                    else f"given up after {fit['given_up_after']:.0f} s",
+                    str(fit["starts"]),
+                ]
+            )
+        head = ["", "s", "ours is faster by", "first fit, s", "a start, ms", "a pass, ms", "MB at most (of the fit)", "best reached", "at the optimum", "starts run"]  # fmt: skip
+        parts.append(f"K = {k}, best known {best:.2f}:\n\n" + table(head, rows))
+    absent = f" Not installed there: {', '.join(found['absent'])}." if found["absent"] else ""
+    return "\n\n".join(parts) + (
+        f"\n\n{found['device']}. Seconds of {found['starts']} starts (reckoned from those run), compiled before; the first fit "
+        f"compiles. At the optimum: rounds whose best is within {found['within']} of the best known, in log-likelihood.{absent}"
+    )
+
+
+def scale() -> str:
+    """Sweeps, and where their time goes."""
+    found = study("scale")
+    if not found:
+        return MISSING
+    words = {
+        "electricity": "electricity panel",
+        "small": "Jester, stored pairs",
+        "large": "Jester, all pairs",
+    }
+    rows = []
+    for name, text in words.items():
+        sweep = found[name]
+        run = sweep["runs"][0]
+        rows.append(
+            [
+                text,
+                f"{run['annotators']:,} / {run['comparisons']:,}",
+                f"{sweep['groups'][0]} … {sweep['groups'][-1]} × {sweep['n_init']}",
+                f"{sweep['seconds']:.1f}",
+                f"{100 * sweep['share_in_passes']:.0f} %",
+                str(run["passes"]),
+                f"{median(r['data_seconds'] for r in sweep['runs']):.2g}",
+                f"{sweep['peak_mb'] / 1024:.2f}",
+                "yes" if all(r["converged"] for r in sweep["runs"]) else "no",
+            ]
+        )
+    head = ["", "annotators / choices", "K × starts", "s", "of it in passes", "passes", "PreferenceData, s", "GiB at most", "converged"]  # fmt: skip
+    return table(head, rows) + f"\n\n{found['device']}."
+
+
+def scaling() -> str:
+    """Growth of one pass."""
+    found = study("scaling")
+    if not found:
+        return MISSING
+    words = {
+        "features": "features D",
+        "heads": "heads H",
+        "skew": "Zipf's exponent",
+        "threads": "threads",
+    }
+    rows = [
+        [f"{words[axis]} = {p[axis]:g}", f"{p['ms']:.3g}", f"{p['floor_ms']:.3g}", f"{100 * p['floor_ms'] / p['ms']:.0f} %", f"{p['ratio']:.1f} × eager"]
+        for axis in words
+        for p in found[axis]
+    ]  # fmt: skip
+    usual = found["usual"]
+    return table(["", "ms", "floor, ms", "of the floor", "faster than"], rows) + (
+        f"\n\n{found['device']}; {usual['rows']:,} pairs, {found['each']} an annotator, D = {usual['features']}, H = {usual['heads']}, "
+        f"{usual['threads']} threads, float32, except for what varies."
+    )
+
+
+def compiled() -> str:
+    """What torch.compile and half the bytes bring, from the records of em_pass."""
+    lines = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text())
+        if "copy_bytes_per_s" in found:
+            continue
+        time = {
+            (r["variant"], r["dtype"], r["shape"]["H"]): r["median_ms"]
+            for r in found.get("records", [])
+            if r["op"] == "em_pass"
+        }
+        for (variant, dtype, heads), ms in sorted(time.items()):
+            form, way = variant.split(", ")
+            if way == "torch.compile":
+                eager = time[f"{form}, eager", dtype, heads]
+                ours = time[f"{form}, cpu", dtype, heads]
+                lines.append(
+                    [f"{form}, {dtype}, H={heads}", f"{eager:.3g}", f"{ms:.3g}", f"{ours:.3g}"]
+                )
+    if not lines:
+        return MISSING
+    return table(["em_pass", "eager, ms", "torch.compile, ms", "maxmin_kernels, ms"], lines)
+
+
 # What a GPU is asked for: shape, and how fast it should be.
 GPU_TARGETS = [
     ("`em_pass` rows", "N=500k, D=4096, H=8, bfloat16", "38 % of copy, features counted once"),
@@ -502,11 +675,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "panels": panels,
     "null": null,
     "gpu": gpu,
+    "peers": peers,
+    "scale": scale,
+    "scaling": scaling,
+    "compiled": compiled,
     "active": active,
     "families": families,
     "rloo": rloo,
+    "rloo_smollm2": rloo_smollm2,
     "language": language,
     "hh": hh,
+    "live": live,
     "jester_policy": jester_policy,
 }
 

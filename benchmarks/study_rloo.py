@@ -1,6 +1,8 @@
 """A language policy trained by RLOO for three groups, by every way of weighting them: who gains what, and what was possible?
 
 python -m benchmarks.study_rloo --model FOLDER [--seeds 3]      # FOLDER has stories260K.bin and tok512.bin
+python -m benchmarks.study_rloo --model SmolLM2-135M-Instruct.Q4_1.gguf --name rloo_smollm2 --methods maxmin population equal \
+    --front --seeds 1 --tokens 24 --generations 8 --steps 16 --fresh 64 --lora 16 --lr 8e-3 --eta 0.3
 
 Runs that are in the results already are not made again, so a study that was interrupted goes on; remove the file to start anew.
 """
@@ -12,6 +14,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from examples.maxmin_rloo_stories import (
     BETA,
     GROUPS,
     SHARES,
+    Setup,
     evaluate,
     fixed,
     maxmin_weights,
@@ -31,14 +36,13 @@ from examples.maxmin_rloo_stories import (
 )
 from maxmin_rlhf import MaxMinWeights, solve_maxmin
 
-NAME = "rloo_stories"
 # The opposed group's weight; the others share the rest. Those of the population and equal ones lie on the line too.
 FRONT = (0.0, 0.46, 0.7, 1.0)
-METHODS: dict[str, Callable[[], MaxMinWeights]] = {
+METHODS: dict[str, Callable[[Setup], MaxMinWeights]] = {
     "maxmin": maxmin_weights,
-    "population": lambda: fixed(SHARES),
-    "equal": lambda: fixed((1, 1, 1)),
-    "softmin": lambda: MaxMinWeights(len(GROUPS), tau=0.5),
+    "population": lambda _: fixed(SHARES),
+    "equal": lambda _: fixed((1, 1, 1)),
+    "softmin": lambda _: MaxMinWeights(len(GROUPS), tau=0.5),
 }
 TARGETS = {"efficiency": 0.7, "mean_efficiency": 0.8, "advantage": 0.2}
 
@@ -89,19 +93,23 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
+    parser.add_argument("--name", default="rloo_stories", help="of the result file")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--front", nargs="*", type=float, default=FRONT)
+    Setup.add_to(parser)
     options = parser.parse_args()
-    path = RESULTS / f"{NAME}.json"
+    path = RESULTS / f"{options.name}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    wanted = [(name, seed) for seed in range(options.seeds) for name in list(METHODS)[:3]]
-    wanted += [(f"fixed {b}", 0) for b in FRONT]
-    wanted += [("softmin", seed) for seed in range(options.seeds)]
+    wanted = [(name, seed) for seed in range(options.seeds) for name in options.methods]
+    wanted += [(f"fixed {b}", 0) for b in options.front]
     with tempfile.TemporaryDirectory() as folder:
-        reference = prepare(options.model, folder)
+        reference = prepare(options.model, folder, Setup.of(options))
         best = solve_maxmin(reference.rewards, BETA, calibrate=None)
         flat = reference.rewards.reshape(-1, len(GROUPS))
         facts = {
-            "model": "stories260K",
+            "model": Path(options.model).stem if options.model.endswith(".gguf") else "stories260K",
+            "setup": asdict(reference.setup),
             "groups": GROUPS,
             "shares": SHARES,
             "beta": BETA,
@@ -122,7 +130,11 @@ def main() -> None:
             if any(r["run"] == name and r["seed"] == seed for r in runs):
                 continue
             b = float(name.split()[1]) if name.startswith("fixed") else 0.0
-            weights = METHODS[name]() if name in METHODS else fixed(((1 - b) / 2, (1 - b) / 2, b))
+            weights = (
+                METHODS[name](reference.setup)
+                if name in METHODS
+                else fixed(((1 - b) / 2, (1 - b) / 2, b))
+            )
             began = time.perf_counter()
             model, history = train(reference, weights, seed)
             seconds = time.perf_counter() - began
@@ -134,7 +146,7 @@ def main() -> None:
                 f"KL {found['kappa']:.2f}, {seconds:.0f} s",
                 flush=True,
             )
-            write_study(NAME, {**facts, "summary": digits(summary(runs)), "runs": runs})
+            write_study(options.name, {**facts, "summary": digits(summary(runs)), "runs": runs})
 
 
 if __name__ == "__main__":

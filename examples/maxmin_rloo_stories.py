@@ -1,10 +1,10 @@
 """A language policy for three groups, two alike and one opposed: MaxMin against the population's weights and equal ones.
 
     OMP_NUM_THREADS=1 python -m examples.maxmin_rloo_stories --model FOLDER      # stories260K.bin and tok512.bin: minutes
-    python -m examples.maxmin_rloo_stories --model FOLDER --lr 2e-5              # or any causal model of transformers
+    python -m examples.maxmin_rloo_stories --model FOLDER --lora 16 --lr 5e-4    # or any causal model of transformers, or .gguf
 
 Two groups of 40 % each like lively stories without full stops, one of 20 % likes stories of girls and mothers with many. TRL's
-RLOO trains stories260K for each way of weighting them. How good the result is for the worst-off group is held against the best
+RLOO trains a model for each way of weighting them. How good the result is for the worst-off group is held against the best
 that any policy as far from the reference could do, (18) of docs/math.md.
 """
 
@@ -17,6 +17,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import RLOOConfig
@@ -47,7 +49,7 @@ PROMPTS = (
     "In the park, two friends",
     "A small cat",
 )
-TOKENS, BETA = 40, 0.5
+BETA = 0.5
 _MERRY = {
     *("happy", "happily", "smile", "smiled", "love", "loved", "loves", "fun", "play", "played"),
     *("playing", "friend", "friends", "good", "nice", "laughed", "hugged", "like", "liked"),
@@ -58,6 +60,29 @@ _PLAYFUL = {
     *("toy", "toys", "run", "ran", "together"),
 }
 _HOMELY = {"she", "her", "girl", "mom", "lily", "sara"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What may be varied; as it stands, the experiment with stories260K."""
+
+    tokens: int = 40  # of a story, at most
+    samples: int = 512  # of the reference, a prompt
+    fresh: int = 256  # of a trained policy, a prompt
+    steps: int = 50
+    lr: float = 1.5e-4
+    generations: int = 16  # stories a prompt and step
+    eta: float = 0.1  # step of the groups' weights
+    lora: int = 0  # rank of an adapter on a bfloat16 model; 0 trains every weight in float32
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        for field in fields(Setup):
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Setup:
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
 
 def raw_rewards(text: str) -> tuple[float, float, float]:
@@ -74,11 +99,12 @@ class Reference:
         rewards: ``(P, S, K)`` of S stories a prompt, centred at the prompt, divided by the group's spread.
     """
 
-    def __init__(self, folder: str | Path, samples: int = 512, seed: int = 12345) -> None:
-        self.folder = str(folder)
+    def __init__(self, folder: str | Path, setup: Setup | None = None, seed: int = 12345) -> None:
+        self.folder, self.setup = str(folder), setup or Setup()
+        self.dtype = "bfloat16" if self.setup.lora else "float32"
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder).eval()
-        raw = stories(self, self.model, samples, seed)[2]
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).eval()
+        raw = stories(self, self.model, self.setup.samples, seed)[2]
         self.mean = raw.mean(1, keepdims=True)
         self.spread = np.sqrt(np.square(raw - self.mean).mean((0, 1)))
         self.rewards = self.calibrated(raw)
@@ -120,7 +146,7 @@ def stories(
             top_k=0,
             top_p=1.0,
             temperature=1.0,
-            max_new_tokens=TOKENS,
+            max_new_tokens=reference.setup.tokens,
         )[:, ids.shape[1] :]
         tokens.append(drawn)
         # The end mark is part of a story, what follows it is not.
@@ -139,36 +165,39 @@ def log_likelihoods(
     for prompt, drawn, mask in zip(PROMPTS, tokens, masks, strict=True):
         ids = reference.tokenizer(prompt, return_tensors="pt").input_ids.repeat(len(drawn), 1)
         whole, start = torch.cat([ids, drawn], 1), ids.shape[1]
-        logits = torch.cat([model(input_ids=part).logits for part in whole.split(256)])
-        logp = logits[:, start - 1 : -1].log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+        logp = torch.cat(
+            [
+                model(input_ids=part)
+                .logits[:, start - 1 : -1]
+                .float()
+                .log_softmax(-1)
+                .gather(-1, part[:, start:, None])[..., 0]
+                for part in whole.split(64)
+            ]
+        )
         rows.append((logp * mask).sum(1))
     return torch.stack(rows).double()
 
 
-def train(
-    reference: Reference,
-    weights: MaxMinWeights,
-    seed: int,
-    *,
-    steps: int = 50,
-    lr: float = 1.5e-4,
-    generations: int = 16,
-) -> tuple[Any, list[list[float]]]:
+def train(reference: Reference, weights: MaxMinWeights, seed: int) -> tuple[Any, list[list[float]]]:
     """The trained policy, and the groups' weights at each logged step."""
+    setup = reference.setup
+    adapter = LoraConfig(r=setup.lora, lora_alpha=2 * setup.lora, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as scratch:
         config = RLOOConfig(
             output_dir=scratch,
-            per_device_train_batch_size=len(PROMPTS) * generations,
-            num_generations=generations,
-            max_completion_length=TOKENS,
-            max_steps=steps,
-            learning_rate=lr,
+            per_device_train_batch_size=len(PROMPTS) * setup.generations,
+            num_generations=setup.generations,
+            max_completion_length=setup.tokens,
+            max_steps=setup.steps,
+            learning_rate=setup.lr,
             warmup_steps=5,
             adam_beta2=0.99,
             beta=BETA,
             temperature=1.0,
             use_cpu=not torch.cuda.is_available(),
             bf16=False,
+            model_init_kwargs={"dtype": reference.dtype},
             gradient_checkpointing=False,
             logging_steps=10,
             save_strategy="no",
@@ -183,6 +212,7 @@ def train(
             train_dataset=Dataset.from_dict({"prompt": list(PROMPTS) * 4}),
             processing_class=reference.tokenizer,
             weights=weights,
+            peft_config=adapter if setup.lora else None,
         )
         trainer.train()
     rows = [row for row in trainer.state.log_history if "maxmin/worst" in row]
@@ -190,11 +220,9 @@ def train(
     return trainer.model.eval().cpu(), history
 
 
-def evaluate(
-    reference: Reference, model: Any, per_prompt: int = 256, seed: int = 777
-) -> dict[str, Any]:
+def evaluate(reference: Reference, model: Any, seed: int = 777) -> dict[str, Any]:
     """Gains of the groups on fresh stories, and how far they are from the best possible at the policy's own KL."""
-    tokens, masks, raw, texts = stories(reference, model, per_prompt, seed)
+    tokens, masks, raw, texts = stories(reference, model, reference.setup.fresh, seed)
     gains = reference.calibrated(raw)
     own = log_likelihoods(reference, model, tokens, masks)
     base = log_likelihoods(reference, reference.model, tokens, masks)
@@ -236,48 +264,52 @@ def distinct(texts: Sequence[list[str]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
-def maxmin_weights() -> MaxMinWeights:
+def maxmin_weights(setup: Setup | None = None) -> MaxMinWeights:
     """Those of the study: small steps of exponentiated gradient, which end at (13) itself and not at a softer problem."""
-    return MaxMinWeights(len(GROUPS), "exponentiated_gradient", lr=0.1)
+    return MaxMinWeights(len(GROUPS), "exponentiated_gradient", lr=(setup or Setup()).eta)
 
 
 def fixed(weights: Sequence[float]) -> MaxMinWeights:
     return MaxMinWeights(len(GROUPS), "fixed", initial=weights)
 
 
-def prepare(source: str | Path, folder: str | Path, samples: int = 512) -> Reference:
-    """The reference from ``source``: stories260K's two files, converted into ``folder``, or any model of transformers."""
-    if Path(source, "config.json").exists():
-        return Reference(source, samples)
-    if not Path(folder, "config.json").exists():
-        convert(source, folder)
-    return Reference(folder, samples)
+def prepare(source: str | Path, folder: str | Path, setup: Setup | None = None) -> Reference:
+    """The reference from ``source``: any model of transformers, or one converted into ``folder``, which may be there already
+    (a ``.gguf`` file, stories260K's two files)."""
+    source, folder = Path(source), Path(folder)
+    if (source / "config.json").exists():
+        return Reference(source, setup)
+    if not (folder / "config.json").exists():
+        (unpack if source.suffix == ".gguf" else convert)(source, folder)
+    return Reference(folder, setup)
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """A quantised model as plain float32 weights (needs the package gguf)."""
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # Loading has undone the quantisation; what is left of it would forbid to save.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder, see above")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1.5e-4)
-    parser.add_argument("--generations", type=int, default=16, help="stories a prompt and step")
+    Setup.add_to(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        reference = prepare(options.model, folder)
+        reference = prepare(options.model, folder, Setup.of(options))
         for name, weights in (
-            ("maxmin", maxmin_weights()),
+            ("maxmin", maxmin_weights(reference.setup)),
             ("population", fixed(SHARES)),
             ("equal", fixed((1, 1, 1))),
         ):
             began = time.perf_counter()
-            model, _ = train(
-                reference,
-                weights,
-                options.seed,
-                steps=options.steps,
-                lr=options.lr,
-                generations=options.generations,
-            )
+            model, _ = train(reference, weights, options.seed)
             found = evaluate(reference, model)
             gains = ", ".join(f"{n} {g:+.2f}" for n, g in zip(GROUPS, found["gains"], strict=True))
             print(

@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from maxmin_kernels import _native, reference
+from maxmin_kernels._cuda_heads import (
+    BLOCK,
+    COLUMNS,
+    padded,
+    places_in_blocks,
+    places_of,
+    scaled_for_float16,
+)
+from maxmin_kernels._memory import Memory
 
-# Features at most, by padded heads (csrc/cuda/em_pass_variants.h).
-COLUMNS = {8: 8192, 16: 4096}
 # Longer annotators are shared by clusters.
 CHUNK_ROWS = 4096
 _TILE_ROWS, _TILE_BYTES = 32, 256
@@ -53,15 +59,16 @@ def em_pass_refusal(
     (n_rows, n_features), n_heads = features.shape, weight.shape[0]
     if chosen is not None:
         return "it serves rows, got an item table with chosen and rejected"
-    if choice_indptr is not None:
-        return "it serves pairs, got choice sets (choice_indptr)"
-    if hard or label_noise or temperature != 1.0:
-        return f"it serves plain soft EM, got hard={hard}, label_noise={label_noise}, temperature={temperature}"
-    if features.dtype != torch.bfloat16:
-        return f"it serves bfloat16 features, got {features.dtype}"
-    if not 1 <= n_heads <= 16:
-        return f"it serves 1 to 16 heads, got {n_heads}"
-    most = COLUMNS[_padded(n_heads)]
+    if features.dtype not in (torch.bfloat16, torch.float16):
+        return f"it serves bfloat16 and float16 features, got {features.dtype}"
+    if not 1 <= n_heads <= 2 * BLOCK:
+        return f"it serves 1 to {2 * BLOCK} heads, got {n_heads}"
+    if n_heads > BLOCK and (mixture_indptr is None or places_in_blocks(mixture_indptr) is None):
+        sizes = [n_heads] if mixture_indptr is None else mixture_indptr.diff().tolist()
+        return (
+            f"it serves mixtures that go into two blocks of {BLOCK} heads, got mixtures of {sizes}"
+        )
+    most = COLUMNS[padded(n_heads)]
     if not 1 <= n_features <= most:
         return f"with {n_heads} heads it serves 1 to {most} features, got {n_features}"
     if not 1 <= n_rows < 2**31 - _TILE_ROWS:
@@ -71,6 +78,8 @@ def em_pass_refusal(
             "it serves rows without gaps whose base and pitch are multiples of 16 bytes, got strides "
             f"{tuple(features.stride())} of 2 bytes at an address that leaves {features.data_ptr() % 16}"
         )
+    if choice_indptr is not None and (longest := _longest(choice_indptr)) > _TILE_ROWS:
+        return f"it serves comparisons of at most {_TILE_ROWS} rows, got one of {longest}"
     return _device_refusal(features.device) or load()
 
 
@@ -83,10 +92,6 @@ def _device_refusal(device: torch.device) -> str | None:
     return None
 
 
-def _padded(n_heads: int) -> int:
-    return 8 if n_heads <= 8 else 16
-
-
 class _Tiles(NamedTuple):
     tiles: Tensor  # (T, 256) uint8
     begin: Tensor
@@ -97,38 +102,59 @@ class _Tiles(NamedTuple):
     present: Tensor | None  # annotators with a row; None: all
 
 
-# The tiles of a pointer are cut once, while it lives and is not written to: {indptr: (version, {kernel: tiles})}.
-_cut: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Tiles are cut once a data set and kernel: {indptr: ({kernel: tiles} of pairs, {choice_indptr: {kernel: tiles}})}.
+_cut = Memory()
+_longest_of = Memory()
 
 
-def _tiles_of(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
-    """Waits for the device when it sees ``indptr`` for the first time: not while a CUDA graph is captured."""
-    version = 0 if indptr.is_inference() else indptr._version
-    known = _cut.get(indptr)
-    if known is None or known[0] != version:
-        known = _cut[indptr] = (version, {})
-    kernel = (features.device, heads, features.shape[1])
-    if kernel not in known[1]:
-        known[1][kernel] = _cut_tiles(features, indptr, heads)
-    return known[1][kernel]
+def _longest(choice_indptr: Tensor) -> int:
+    """Rows of the longest comparison; waits for the device when it sees the pointer for the first time."""
+    if choice_indptr.shape[0] < 2:
+        return 0
+    return _longest_of.of(choice_indptr, lambda: int(choice_indptr.diff().max()))
 
 
-def _cut_tiles(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
-    ops, device = native(), features.device
+def _tiles_of(
+    features: Tensor, indptr: Tensor, heads: int, choice_indptr: Tensor | None = None
+) -> _Tiles:
+    """Waits for the device when it sees a pointer for the first time: not while a CUDA graph is captured."""
+    of_pairs, of_choices = _cut.of(indptr, lambda: ({}, Memory()))
+    known = of_pairs if choice_indptr is None else of_choices.of(choice_indptr, dict)
+    kernel = (features.device, features.dtype, heads, features.shape[1])
+    if kernel not in known:
+        known[kernel] = _cut_tiles(features, indptr, heads, choice_indptr)
+    return known[kernel]
+
+
+def _checked_sizes(name: str, indptr: Tensor, n: int) -> Tensor:
+    """Sizes of the segments, on the host; the kernel follows these numbers into memory."""
     sizes = indptr.diff().cpu()
-    present = sizes.nonzero().flatten()
-    # The kernel follows these numbers into memory.
-    if int(sizes.min()) < 0 or int(indptr[0]) != 0 or int(indptr[-1]) != features.shape[0]:
+    least = int(sizes.min()) if sizes.numel() else 0
+    if least < 0 or int(indptr[0]) != 0 or int(indptr[-1]) != n:
         raise ValueError(
-            f"indptr: expected 0 to {features.shape[0]} without a step down, got "
-            f"{int(indptr[0])} to {int(indptr[-1])} and a smallest step of {int(sizes.min())}"
+            f"{name}: expected 0 to {n} without a step down, got "
+            f"{int(indptr[0])} to {int(indptr[-1])} and a smallest step of {least}"
         )
+    return sizes
+
+
+def _cut_tiles(
+    features: Tensor, indptr: Tensor, heads: int, choice_indptr: Tensor | None
+) -> _Tiles:
+    ops, device, n_rows = native(), features.device, features.shape[0]
+    n_choices = n_rows if choice_indptr is None else choice_indptr.shape[0] - 1
+    sizes, lengths = _checked_sizes("indptr", indptr, n_choices), None
+    if choice_indptr is not None:
+        lengths = _checked_sizes("choice_indptr", choice_indptr, n_rows)
+        sizes = choice_indptr.cpu()[indptr.cpu()].diff()
+        lengths = lengths[lengths > 0].contiguous()  # a choice from one has probability 1
+    present = sizes.nonzero().flatten()
     full = present.numel() == sizes.numel()
     sizes = sizes[present].contiguous()
     carry = ops.em_pass_wants_carry(sizes)
     clusters = ops.em_pass_clusters(features, heads, carry)
     tiles, begin, split_begin, split_annotator = ops.em_pass_tiles(
-        sizes, carry, clusters, CHUNK_ROWS
+        sizes, lengths, carry, clusters, CHUNK_ROWS
     )
     return _Tiles(
         tiles.view(-1, _TILE_BYTES).to(device),
@@ -141,14 +167,18 @@ def _cut_tiles(features: Tensor, indptr: Tensor, heads: int) -> _Tiles:
     )
 
 
-def _weighted(tiles: Tensor, comparison_weight: Tensor) -> Tensor:
+def _weighted(tiles: Tensor, row_weight: Tensor) -> Tensor:
     """The tiles with a weight for each row, at byte 128 of 256; 0 past the end."""
     offsets = torch.arange(_TILE_ROWS, device=tiles.device)
     rows = tiles[:, :8].contiguous().view(torch.int64) + offsets
-    inside = offsets < tiles[:, 16:20].contiguous().view(torch.int32)
-    v = comparison_weight.float()[rows.clamp(max=comparison_weight.shape[0] - 1)]
+    inside = offsets < tiles[:, 16:18].contiguous().view(torch.int16)
+    v = row_weight.float()[rows.clamp(max=row_weight.shape[0] - 1)]
     v = torch.where(inside, v, 0.0)
     return torch.cat([tiles[:, :128], v.contiguous().view(torch.uint8)], 1)
+
+
+def _of_rows(values: Tensor, choice_indptr: Tensor | None, n_rows: int) -> Tensor:
+    return values if choice_indptr is None else values[reference.owner_of(choice_indptr, n_rows)]
 
 
 def em_pass_fwd(
@@ -166,22 +196,25 @@ def em_pass_fwd(
     temperature: float,
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(2)-(6), (8) and the masses of pairs, as the schema of ``maxmin::em_pass_fwd`` says."""
-    n_heads, heads = weight.shape[0], _padded(weight.shape[0])
-    cut = _tiles_of(features, indptr, heads)
-    # Heads that fill up are a mixture of their own, whose results are thrown away.
-    w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
-    w[:n_heads] = weight
-    logs = weight.new_zeros(heads, dtype=torch.float32)
-    logs[:n_heads] = log_weights
+    """(2)-(8) and the masses, as the schema of ``maxmin::em_pass_fwd`` says."""
+    n_heads, heads = weight.shape[0], padded(weight.shape[0])
+    cut = _tiles_of(features, indptr, heads, choice_indptr)
+    tiles = cut.tiles
+    if comparison_weight is not None:
+        tiles = _weighted(tiles, _of_rows(comparison_weight, choice_indptr, features.shape[0]))
     if mixture_indptr is None:
         mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
-    head = torch.arange(heads, device=indptr.device)
-    bounds = torch.cat([mixture_indptr, mixture_indptr.new_full((1,), heads)])
-    mixture = torch.searchsorted(bounds, head, right=True)
+    places = places_of(mixture_indptr, n_heads)
+    w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
+    w[places.head] = weight.float()
+    scales = None
+    if features.dtype == torch.float16:
+        w, scales = scaled_for_float16(w, comparison_weight)
+    logs = weight.new_zeros(heads, dtype=torch.float32)
+    logs[places.head] = log_weights.float()
     log_resp, evidence, mass, gradient = native().em_pass_cuda(
         features,
-        cut.tiles if comparison_weight is None else _weighted(cut.tiles, comparison_weight),
+        tiles,
         cut.begin,
         cut.carry,
         cut.split_begin,
@@ -189,19 +222,23 @@ def em_pass_fwd(
         indptr.shape[0] - 1 if cut.present is None else cut.present.shape[0],
         w,
         logs,
-        bounds[mixture - 1].to(torch.int32),
-        bounds[mixture].to(torch.int32),
+        places.begin,
+        places.end,
+        scales,
+        choice_indptr is not None,
+        label_noise,
+        hard,
+        temperature,
         cut.n_chunks,
     )
-    log_resp, mass = log_resp[:, :n_heads], mass[:n_heads]
+    log_resp, mass = log_resp[:, places.head], mass[places.head]
     # Every head of a mixture holds its evidence.
-    first = mixture_indptr[:-1].clamp(max=heads - 1)
-    log_likelihood = torch.where(mixture_indptr.diff() > 0, evidence[first], -torch.inf)
+    log_likelihood = torch.where(mixture_indptr.diff() > 0, evidence[places.first], -torch.inf)
     if cut.present is not None:  # of annotators without a row there is the prior
-        prior = reference.mixture_posterior(logs[None, :n_heads].double(), mixture_indptr, False, 1.0)  # fmt: skip
+        prior = reference.mixture_posterior(log_weights[None].double(), mixture_indptr, hard, temperature)  # fmt: skip
         n_absent = indptr.shape[0] - 1 - cut.present.shape[0]
         log_likelihood = log_likelihood + n_absent * prior[0][0]
         mass = mass + n_absent * prior[1][0].exp()
         every = prior[1].float().repeat(indptr.shape[0] - 1, 1)
         log_resp = every.index_copy(0, cut.present, log_resp)
-    return log_likelihood, log_resp.contiguous(), mass, gradient[:n_heads]
+    return log_likelihood, log_resp.contiguous(), mass, gradient[places.head]

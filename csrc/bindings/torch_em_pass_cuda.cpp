@@ -40,14 +40,16 @@ bool wants_carry(const Tensor& sizes) {
   return em::TileCutter::wants_carry(sizes.const_data_ptr<int64_t>(), sizes.size(0));
 }
 
+// lengths: rows of each comparison, none 0, without a value every row is one.
 // -> tiles (256 bytes each, flat), tile_begin (n_clusters + 1), split_begin, split_annotator; on the CPU.
-std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, bool carry, int64_t n_clusters,
-                                                 int64_t chunk_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, const MaybeTensor& lengths, bool carry,
+                                                 int64_t n_clusters, int64_t chunk_rows) {
   check_dim(sizes, 1, "sizes");
   STD_TORCH_CHECK(n_clusters > 0 && chunk_rows > 0, "em_pass: expected clusters and rows of a chunk, got ", n_clusters,
                   " and ", chunk_rows);
+  const int64_t* length = lengths ? lengths->const_data_ptr<int64_t>() : nullptr;
   const em::Tiles cut =
-      em::TileCutter(sizes.const_data_ptr<int64_t>(), sizes.size(0), carry, chunk_rows).cut(n_clusters);
+      em::TileCutter(sizes.const_data_ptr<int64_t>(), sizes.size(0), length, carry, chunk_rows).cut(n_clusters);
   return {on_host(sizes, ScalarType::Byte, reinterpret_cast<const uint8_t*>(cut.tiles.data()),
                   cut.tiles.size() * sizeof(em::Tile)),
           on_host(sizes, ScalarType::Int, cut.begin.data(), cut.begin.size()),
@@ -58,7 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiles(const Tensor& sizes, bool carry
 int64_t clusters(const Tensor& features, int64_t n_heads, bool carry) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   int n_clusters = 0;
-  check_cuda(maxmin_em_pass_cuda_clusters(n_heads, features.size(1), carry, &n_clusters), features, n_heads);
+  const bool half = features.scalar_type() == ScalarType::Half;
+  check_cuda(maxmin_em_pass_cuda_clusters(n_heads, features.size(1), half, carry, &n_clusters), features, n_heads);
   return n_clusters;
 }
 
@@ -67,7 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                                    const Tensor& split_annotator, int64_t n_annotators,
                                                    const Tensor& weight, const Tensor& log_weights,
                                                    const Tensor& mixture_begin, const Tensor& mixture_end,
-                                                   int64_t n_chunks, int64_t steps) {
+                                                   const MaybeTensor& scales, bool sets, double label_noise, bool hard,
+                                                   double temperature, int64_t n_chunks, int64_t steps) {
   check_dim(features, 2, "features");
   check_dim(weight, 2, "weight");
   check_size(weight, 1, features.size(1), "weight");
@@ -75,11 +79,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
   check_size(log_weights, 0, H, "log_weights");
   check_size(mixture_begin, 0, H, "mixture_begin");
   check_size(mixture_end, 0, H, "mixture_end");
-  STD_TORCH_CHECK(features.scalar_type() == ScalarType::BFloat16 && features.stride(1) == 1,
-                  "features: expected rows of bfloat16 without gaps");
+  const bool half = features.scalar_type() == ScalarType::Half;
+  STD_TORCH_CHECK((half || features.scalar_type() == ScalarType::BFloat16) && features.stride(1) == 1,
+                  "features: expected rows of bfloat16 or float16 without gaps");
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
                       log_weights.scalar_type() == ScalarType::Float && log_weights.is_contiguous(),
                   "weight, log_weights: expected contiguous float32");
+  STD_TORCH_CHECK(half == scales.has_value(), "scales: expected with float16 features and with no others");
+  const float* scale = nullptr;
+  if (scales) {
+    check_size(*scales, 0, H + 1, "scales");
+    STD_TORCH_CHECK(scales->scalar_type() == ScalarType::Float && scales->is_contiguous(),
+                    "scales: expected contiguous float32");
+    scale = scales->const_data_ptr<float>();
+  }
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const int64_t Q = tile_begin.size(0) - 1, S = split_annotator.size(0);
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -104,7 +117,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                    weight.const_data_ptr<float>(),
                                    log_weights.const_data_ptr<float>(),
                                    mixture_begin.const_data_ptr<int32_t>(),
-                                   mixture_end.const_data_ptr<int32_t>()};
+                                   mixture_end.const_data_ptr<int32_t>(),
+                                   half,
+                                   scale,
+                                   scale ? scale + H : nullptr};
+  const maxmin_em_cuda_objective objective{sets, hard, label_noise, temperature};
   const maxmin_em_cuda_outputs out{log_resp.mutable_data_ptr<float>(), evidence.mutable_data_ptr<double>(),
                                    mass.mutable_data_ptr<double>(), gradient.mutable_data_ptr<float>()};
   const maxmin_em_cuda_scratch scratch{first,
@@ -114,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
                                        chunk_gradients.mutable_data_ptr<float>(),
                                        first + 2 * Q * H,
                                        first + (2 * Q + S) * H};
-  check_cuda(maxmin_em_pass_cuda(&plan, &heads, features.const_data_ptr(), features.size(0), features.stride(0), &out,
-                                 &scratch, current_stream(features)),
+  check_cuda(maxmin_em_pass_cuda(&plan, &heads, &objective, features.const_data_ptr(), features.size(0),
+                                 features.stride(0), &out, &scratch, current_stream(features)),
              features, H);
   return {log_resp, evidence, mass, gradient};
 }
@@ -125,12 +142,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> em_pass(const Tensor& features, const
 
 STABLE_TORCH_LIBRARY_FRAGMENT(maxmin_native, m) {
   m.def("em_pass_wants_carry(Tensor sizes) -> bool");
-  m.def("em_pass_tiles(Tensor sizes, bool carry, int n_clusters, int chunk_rows) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "em_pass_tiles(Tensor sizes, Tensor? lengths, bool carry, int n_clusters, int chunk_rows) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("em_pass_clusters(Tensor features, int n_heads, bool carry) -> int");
   m.def(
       "em_pass_cuda(Tensor features, Tensor tiles, Tensor tile_begin, bool carry, Tensor split_begin, "
       "Tensor split_annotator, int n_annotators, Tensor weight, Tensor log_weights, Tensor mixture_begin, "
-      "Tensor mixture_end, int n_chunks, int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor mixture_end, Tensor? scales, bool sets, float label_noise, bool hard, float temperature, int n_chunks, "
+      "int steps=5) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maxmin_native, CPU, m) {

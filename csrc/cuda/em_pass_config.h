@@ -1,9 +1,11 @@
 // Sizes of a variant of the kernel, and where its buffers lie in shared memory.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "em_pass_maps.h"
 #include "em_pass_tiles.h"
+#include "maxmin/em_pass_cuda.h"
 
 namespace maxmin::em {
 
@@ -12,12 +14,15 @@ constexpr int kLoads = 1, kMargins = 2, kExchange = 3, kPosterior = 4, kWhole = 
 
 // H heads; clusters of C CTAs; a warp owns 64 columns; a slot holds 16 rows of them, a tile takes two slots.
 // kCarry: annotators may cross tiles. kOverlap: margins of the next tile before the gradient of this one.
-// kParts: bfloat16 numbers that a float32 weight is cut into for the margins.
-template <int H_, int C_, int WARPS_, int SLOTS_, int kParts_, bool kCarry_, bool kOverlap_ = true,
+// kHalf: features are float16, not bfloat16.
+template <int H_, int C_, int WARPS_, int SLOTS_, bool kHalf_, bool kCarry_, bool kOverlap_ = true,
           int kSteps_ = kWhole>
 struct Config {
-  static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kParts = kParts_, kSteps = kSteps_;
-  static constexpr bool kCarry = kCarry_, kOverlap = kOverlap_;
+  static constexpr int H = H_, C = C_, WARPS = WARPS_, SLOTS = SLOTS_, kSteps = kSteps_;
+  static constexpr bool kHalf = kHalf_, kCarry = kCarry_, kOverlap = kOverlap_;
+  // Numbers of the features' type that a float32 weight is cut into for the margins: 3 x 8 bits are all 24, 2 x 11 with
+  // a sign of their own 23.
+  static constexpr int kParts = kHalf ? 2 : 3;
   static constexpr int kThreads = WARPS * 32, kHeadBlocks = H / 8, kColumns = C * WARPS * 64;
   static constexpr int kDescriptors = 4;  // of tiles, brought ahead
   static constexpr int kBox = 16 * 128, kSlot = WARPS * kBox;
@@ -45,11 +50,24 @@ struct Config {
   static_assert(WARPS * kPartial * 4 >= H * kTileRows * 8, "sums of annotators lie on the partial margins");
 };
 
+// As maxmin_em_cuda_objective.
+struct Objective {
+  bool sets;              // some comparison has more than one row
+  float log_kept, noise;  // (3b): log(1 - epsilon), epsilon
+  bool hard;              // (7H)
+  float temperature;      // (7T)
+};
+inline Objective objective_of(const maxmin_em_cuda_objective& o) {
+  return {o.sets != 0, static_cast<float>(std::log1p(-o.label_noise)), static_cast<float>(o.label_noise), o.hard != 0,
+          static_cast<float>(o.temperature)};
+}
+
 // As maxmin_em_pass_cuda's, for one launch.
 struct Arguments {
   const Tile* tiles;
   const int32_t* tile_begin;
   const float *weight, *log_weights;
+  const float *margin_scale, *coef_scale;  // of float16: see em_pass_cuda.h
   const int32_t *mixture_begin, *mixture_end;
   float* log_resp;
   double *evidence_parts, *mass_parts;
@@ -57,6 +75,8 @@ struct Arguments {
   float2* chunk_sums;
   float* chunk_gradients;
   int64_t n_features;
+  int head_blocks;  // of F::H heads: neighbouring clusters work on the same tiles, a block each
+  Objective objective;
 };
 
 }  // namespace maxmin::em

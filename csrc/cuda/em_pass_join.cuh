@@ -13,7 +13,7 @@ struct Split {
   double *resp, *evidence;  // (n_split, H)
 };
 
-// (5), (6) of annotators that were cut into chunks: a thread an annotator and head.
+// (5), (6), (7T), (7H) of annotators that were cut into chunks: a thread an annotator and head.
 __global__ void split_posterior_kernel(const Arguments a, const Split split, int H) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, n = at / H;
   if (n >= split.n_split) return;
@@ -26,10 +26,20 @@ __global__ void split_posterior_kernel(const Arguments a, const Split split, int
     }
     return sum;
   };
+  const double temperature = a.objective.temperature;
   double top = -INFINITY, z = 0.;
-  for (int k = begin; k < end; ++k) top = fmax(top, joint(k));
-  for (int k = begin; k < end; ++k) z += exp(joint(k) - top);
-  const double evidence = top + log(z), log_resp = joint(h) - evidence;
+  int winner = begin;  // the first of equals
+  for (int k = begin; k < end; ++k) {
+    const double here = joint(k);
+    if (here > top) winner = k;
+    top = fmax(top, here);
+  }
+  for (int k = begin; k < end; ++k) z += exp((joint(k) - top) / temperature);
+  double evidence = top + temperature * log(z), log_resp = (joint(h) - evidence) / temperature;
+  if (a.objective.hard && !isnan(z)) {
+    evidence = top;
+    log_resp = h == winner ? 0. : -INFINITY;
+  }
   a.log_resp[split.annotator[n] * H + h] = static_cast<float>(log_resp);
   split.resp[at] = exp(log_resp);
   split.evidence[at] = evidence;

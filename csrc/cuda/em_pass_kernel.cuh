@@ -1,11 +1,13 @@
-// One EM pass over pairs, one read of the features: MATH (2)-(6), (8) and the group masses. README.md draws the plan.
+// One EM pass over rows, one read of the features: MATH (2)-(8) and the group masses. README.md draws the plan.
 //
 // A cluster of C CTAs owns whole tiles of 32 rows; CTA r the columns [64 WARPS r, 64 WARPS (r + 1)), a warp one box of
 // 64 columns in both products. A warp waits for its own box only and, being its only reader, refills it itself.
 //
 //   margins(t)    X W by m16n8k16; sums of the warps in fixed order; pushed to every CTA of the cluster
-//   posterior(t)  in each CTA alike, warp = head, lane = row: log-sigmoid, sum over the annotator, softmax over the
-//   mixture gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
+//   posterior(t)  in each CTA alike, warp = head, lane = row: log p, sum over the annotator, softmax over the mixture
+//   gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
+//
+// With two blocks of heads the clusters 2q and 2q + 1 do this over the same tiles, a block each.
 //
 // An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum,
 // which is scaled when he ends, or written out where his chunk ends.
@@ -14,6 +16,7 @@
 // does after the barrier that follows all its reads of inbox(t) and its arming of got(t + 2).
 #pragma once
 #include "em_pass_config.h"
+#include "em_pass_row.cuh"
 
 namespace maxmin::em {
 
@@ -22,20 +25,24 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     em_pass_kernel(const __grid_constant__ CUtensorMap features, const Arguments a) {
   constexpr int H = F::H, C = F::C, NB = F::kHeadBlocks, WARPS = F::WARPS, SLOTS = F::SLOTS;
   constexpr int kParts = F::kParts, kDescriptors = F::kDescriptors;
-  constexpr bool kCarry = F::kCarry;
+  constexpr bool kCarry = F::kCarry, kHalf = F::kHalf;
   // Aligned for the swizzle; the same offset in every CTA, since dynamic shared memory starts alike.
   uint8_t* base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(dynamic_shared()) + 1023) & ~uintptr_t(1023));
   float* partial = reinterpret_cast<float*>(base + F::kPartials);
   float* inbox = reinterpret_cast<float*>(base + F::kInboxes);  // [2][C][H][32]
   float* gamma = reinterpret_cast<float*>(base + F::kGammas);  // [2][H], of the annotator that a carried sum belongs to
-  int4* table = reinterpret_cast<int4*>(base + F::kTable);     // [H]: log eta, begin and end of the mixture
+  // [H]: log eta, begin and end of the mixture, scale of the margins
+  int4* table = reinterpret_cast<int4*>(base + F::kTable);
   const Tile* tiles = reinterpret_cast<const Tile*>(base + F::kTiles);
   uint64_t* full = reinterpret_cast<uint64_t*>(base + F::kBarriers);  // [SLOTS][WARPS]
   uint64_t *described = full + SLOTS * WARPS, *got = described + kDescriptors;
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
   const int me = cluster_rank(), cluster = cluster_id();
-  const int tile0 = a.tile_begin[cluster], n = a.tile_begin[cluster + 1] - tile0;
+  const int n_blocks = H == 16 ? a.head_blocks : 1, n_heads = n_blocks * H;
+  const int share = cluster / n_blocks, head0 = cluster % n_blocks * H;
+  const int tile0 = a.tile_begin[share], n = a.tile_begin[share + 1] - tile0;
   const int64_t column0 = int64_t(me * WARPS + warp) * 64;
+  const float coef_scale = kHalf ? *a.coef_scale : 1.f;  // a power of two
   if (tid == 0) {
     for (int i = 0; i < SLOTS * WARPS; ++i) mbar_init(full + i, 1);
     for (int i = 0; i < kDescriptors; ++i) mbar_init(described + i, 1);
@@ -44,12 +51,15 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     for (int i = 0; i < 2; ++i) mbar_expect(got + i, C * F::kInbox);  // tiles 0 and 1; posterior(t) arms for t + 2
   }
   if (tid < H) {
-    const float log_weight = fmaxf(a.log_weights[tid], -1e30f);  // -inf - -inf would be NaN
-    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[tid], a.mixture_end[tid], 0);
+    const int h = head0 + tid;
+    const float log_weight = fmaxf(a.log_weights[h], -1e30f);  // -inf - -inf would be NaN
+    const float scale = kHalf ? a.margin_scale[h] : 1.f;
+    table[tid] = make_int4(__float_as_int(log_weight), a.mixture_begin[h] - head0, a.mixture_end[h] - head0,
+                           __float_as_int(scale));
   }
   cluster_sync();
 
-  const uint64_t policy = read_once_policy();
+  const uint64_t policy = n_blocks == 1 ? read_once_policy() : read_again_policy();
   auto first_row = [&](int i) { return i < n ? static_cast<int>(a.tiles[tile0 + i].row0) : 0; };
   auto fill = [&](int unit, int row0) {  // one thread: unit = 2 tile + row block, this warp's box
     uint64_t* bar = full + (unit % SLOTS) * WARPS + warp;
@@ -88,14 +98,14 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t d = column0 + k * 16 + maps::b_k(lane, i);
-        v[i] = d < a.n_features ? a.weight[(b * 8 + maps::b_n(lane)) * a.n_features + d] : 0.f;
+        v[i] = d < a.n_features ? a.weight[(head0 + b * 8 + maps::b_n(lane)) * a.n_features + d] : 0.f;
       }
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        w[k][b][p][0] = pack_bf16(v[0], v[1]);
-        w[k][b][p][1] = pack_bf16(v[2], v[3]);
+        w[k][b][p][0] = packed<kHalf>(v[0], v[1]);
+        w[k][b][p][1] = packed<kHalf>(v[2], v[3]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);
+        for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);
       }
     }
   }
@@ -121,8 +131,8 @@ __global__ void __launch_bounds__(F::kThreads, 1)
         for (int b = 0; b < NB; ++b) {
 #pragma unroll
           for (int p = 0; p < kParts; ++p) {
-            multiply_add(m[0][b][p % S], x0, w[k][b][p][0], w[k][b][p][1]);
-            multiply_add(m[1][b][p % S], x1, w[k][b][p][0], w[k][b][p][1]);
+            multiply_add<kHalf>(m[0][b][p % S], x0, w[k][b][p][0], w[k][b][p][1]);
+            multiply_add<kHalf>(m[1][b][p % S], x1, w[k][b][p][0], w[k][b][p][1]);
           }
         }
       }
@@ -169,6 +179,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     if (F::kSteps >= kExchange && warp < F::kHeadWarps) {
       const int first = tile.first[lane], last = tile.last[lane], annotator = tile.annotator[lane];
       const int rows = tile.rows, flags = tile.flags;
+      const Comparison comparison = comparison_of(tile.begins, lane);
       const float v = tile.v[lane];
       const bool goes_on = (flags & kOpenOut) && annotator == tile.annotators - 1;
       const bool began_before = (flags & kOpenIn) && annotator == 0;
@@ -185,10 +196,14 @@ __global__ void __launch_bounds__(F::kThreads, 1)
           float m = 0.f;
 #pragma unroll
           for (int c = 0; c < C; ++c) m += inbox[(e * C + c) * (F::kInbox / 4) + h * kTileRows + lane];
-          // (3), (3') of a pair
-          const float z = __expf(-fabsf(m));
-          float x = v * (fminf(m, 0.f) - log1pf(z));
-          s[j] = v * __fdividef(m > 0.f ? z : 1.f, 1.f + z);
+          if constexpr (kHalf) m *= __int_as_float(table[h].w);
+          Term term = a.objective.sets ? term_of_choice(m, lane, comparison) : term_of_pair(m);
+          if (a.objective.noise > 0.f) {
+            const int offered = comparison.last - comparison.first + 2;
+            term = with_noise(term, a.objective.log_kept, a.objective.noise, static_cast<float>(offered));
+          }
+          s[j] = v * term.share;
+          float x = lane == comparison.first ? v * term.log_prob : 0.f;  // once a comparison
           // (4): the annotator's sum, at each of his rows
 #pragma unroll
           for (int o = 1; o < 32; o <<= 1) {
@@ -207,7 +222,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
               carried_hi[j] = __shfl_sync(~0u, hi[j], rows - 1);
               carried_lo[j] = __shfl_sync(~0u, lo[j], rows - 1);
               if ((flags & kChunkOut) && me == h % C && lane == 0) {
-                a.chunk_sums[int64_t(tile.chunk) * H + h] = make_float2(carried_hi[j], carried_lo[j]);
+                a.chunk_sums[int64_t(tile.chunk) * n_heads + head0 + h] = make_float2(carried_hi[j], carried_lo[j]);
               }
             }
           }
@@ -219,36 +234,56 @@ __global__ void __launch_bounds__(F::kThreads, 1)
         named_barrier<2, F::kHeadWarps * 32>();
 #pragma unroll
         for (int j = 0; j < F::kHeadsPerWarp; ++j) {
-          // (5), (6): -log gamma is the logsumexp of differences to the own head, which two floats give exactly enough.
+          // (5), (6), (7T), (7H) from differences to the largest sum, which two floats give exactly enough.
           const int h = warp + j * WARPS;
           const int begin = table[h].y, end = table[h].z;
-          float d[H], top = 0.f, z = 0.f;
+          float d[H], top = -INFINITY, best = -INFINITY;
+#pragma unroll
+          for (int k = 0; k < H; ++k) {
+            if (k >= begin && k < end) top = fmaxf(top, sums[k * kTileRows + lane].x);
+          }
 #pragma unroll
           for (int k = 0; k < H; ++k) {
             const float2 u = sums[k * kTileRows + lane];
-            d[k] = k >= begin && k < end ? (u.x - hi[j]) + (u.y - lo[j]) : -INFINITY;
-            top = fmaxf(top, d[k]);
+            d[k] = k >= begin && k < end ? (u.x - top) + u.y : -INFINITY;
+            best = fmaxf(best, d[k]);
           }
+          const float own = (hi[j] - top) + lo[j], inverse = 1.f / a.objective.temperature;
+          float z = 0.f, log_resp, above;  // `above`: evidence less `top`
 #pragma unroll
           for (int k = 0; k < H; ++k) {
-            if (H <= 8 || (k >= begin && k < end)) z += __expf(d[k] - top);  // with 16 heads skipping saves time
+            if (H <= 8 || (k >= begin && k < end))
+              z += __expf((d[k] - best) * inverse);  // 16 heads: skipping saves time
           }
-          const float lse = top + logf(z), resp = __expf(-lse);
-          __nv_bfloat16* coef = reinterpret_cast<__nv_bfloat16*>(base + F::kCoefs + e * F::kKinds * 2 * F::kCoef) +
-                                h * maps::kCoefPitch + lane;
+          if (a.objective.hard) {
+            bool earlier = false;  // the first of equals wins
+#pragma unroll
+            for (int k = 0; k < H; ++k) earlier |= k < h && d[k] == best;
+            log_resp = own == best && !earlier ? 0.f : -INFINITY;
+            if (isnan(z)) log_resp = z;
+            above = best;
+          } else {
+            log_resp = (own - best) * inverse - logf(z);
+            if (own < -1e29f) log_resp = -INFINITY;  // log eta was
+            above = best + a.objective.temperature * logf(z);
+          }
+          const float resp = __expf(log_resp);
+          uint16_t* coef = reinterpret_cast<uint16_t*>(base + F::kCoefs + e * F::kKinds * 2 * F::kCoef) +
+                           h * maps::kCoefPitch + lane;
+          if constexpr (kHalf) s[j] *= coef_scale;
           const float scaled = goes_on || lane >= rows ? 0.f : resp * s[j];
-          coef[0] = __float2bfloat16_rn(scaled);
-          coef[F::kCoef / 2] = __float2bfloat16_rn(bf16_rest(scaled));
+          coef[0] = rounded<kHalf>(scaled);
+          coef[F::kCoef / 2] = rounded<kHalf>(rest<kHalf>(scaled));
           if constexpr (kCarry) {
             const float unscaled = goes_on ? s[j] : 0.f;
-            coef[F::kCoef] = __float2bfloat16_rn(unscaled);
-            coef[3 * F::kCoef / 2] = __float2bfloat16_rn(bf16_rest(unscaled));
+            coef[F::kCoef] = rounded<kHalf>(unscaled);
+            coef[3 * F::kCoef / 2] = rounded<kHalf>(rest<kHalf>(unscaled));
             if (began_before && !goes_on && lane == 0) gamma[e * H + h] = resp;
           }
           if (me == h % C && lane < rows && lane == last && !goes_on) {  // each head's results are one CTA's to write
-            a.log_resp[(tile.annotator0 + annotator) * H + h] = -lse;
+            a.log_resp[(tile.annotator0 + annotator) * n_heads + head0 + h] = log_resp;
             mass[j] += resp;
-            evidence[j] += double(hi[j]) + lo[j] + lse;
+            evidence[j] += double(top) + above;
           }
         }
       }
@@ -297,7 +332,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
               for (int p = 0; p < 2; ++p) {
 #pragma unroll
-                for (int b = 0; b < NB; ++b) multiply_add(acc[kind][k][b], x, c[b][2 * p], c[b][2 * p + 1]);
+                for (int b = 0; b < NB; ++b) multiply_add<kHalf>(acc[kind][k][b], x, c[b][2 * p], c[b][2 * p + 1]);
               }
             }
           }
@@ -314,8 +349,9 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
               const int64_t d = column0 + k * 16 + maps::acc_row(lane, j);
-              const int64_t row = int64_t(tile.chunk) * H + b * 8 + maps::acc_col(lane, j);
-              if (d < a.n_features) a.chunk_gradients[row * a.n_features + d] = acc[kCarry][k][b][j];
+              const int64_t row = int64_t(tile.chunk) * n_heads + head0 + b * 8 + maps::acc_col(lane, j);
+              if (d < a.n_features)
+                a.chunk_gradients[row * a.n_features + d] = acc[kCarry][k][b][j] * (1.f / coef_scale);
               acc[kCarry][k][b][j] = 0.f;
             }
           }
@@ -348,6 +384,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
     if (more) margins(i + 1);
   }
 
+  // Row `cluster` of H heads: share and block, so heads of one share follow each other.
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -356,7 +393,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
       for (int j = 0; j < 4; ++j) {
         const int64_t d = column0 + k * 16 + maps::acc_row(lane, j);
         const int64_t row = int64_t(cluster) * H + b * 8 + maps::acc_col(lane, j);
-        if (d < a.n_features) a.gradient_parts[row * a.n_features + d] = acc[0][k][b][j];
+        if (d < a.n_features) a.gradient_parts[row * a.n_features + d] = acc[0][k][b][j] * (1.f / coef_scale);
       }
     }
   }

@@ -1,4 +1,6 @@
 // Launches of the EM pass that reads the features once. COMPILED AND EMULATED, NEVER YET RUN ON A DEVICE: opt-in.
+#include <algorithm>
+
 #include "maxmin/em_pass_cuda.h"
 #include "sm90.cuh"
 // After sm90.cuh, whose instructions it uses.
@@ -22,16 +24,17 @@ cudaError_t tensor_map_encoder(decltype(&cuTensorMapEncodeTiled)* encode) {
 }
 
 // Boxes of 16 rows and 64 columns; what lies outside is read as zeros.
-cudaError_t describe_features(const void* features, int64_t n_rows, int64_t n_features, int64_t stride_row,
+cudaError_t describe_features(const void* features, int64_t n_rows, int64_t n_features, int64_t stride_row, bool half,
                               CUtensorMap* map) {
   decltype(&cuTensorMapEncodeTiled) encode = nullptr;
   if (const cudaError_t error = tensor_map_encoder(&encode)) return error;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(n_features), static_cast<cuuint64_t>(n_rows)};
   const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(stride_row) * 2};
   const cuuint32_t box[2] = {64, 16}, step[2] = {1, 1};
-  const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(features), sizes, pitch,
-                                 box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+             const_cast<void*>(features), sizes, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -67,24 +70,30 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>((n + kJoinThreads - 1)
 
 using namespace maxmin::em;
 
-extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int carry, int* n_clusters) {
-  return visit_variant(n_heads, n_features, carry, kWhole, cudaErrorInvalidValue, [&](auto variant) -> int {
+extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters) {
+  const int n_blocks = head_blocks(n_heads);
+  const Wanted wanted{n_heads / n_blocks, n_features, half != 0, carry != 0};
+  return visit_variant(wanted, cudaErrorInvalidValue, [&](auto variant) -> int {
     using F = decltype(variant);
     if (const cudaError_t error = Launch<F>::allow_shared_memory()) return error;
     const Launch<F> one(1);
-    return cudaOccupancyMaxActiveClusters(n_clusters, em_pass_kernel<F>, &one.config);
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(n_clusters, em_pass_kernel<F>, &one.config);
+    *n_clusters = std::max(1, *n_clusters / n_blocks);
+    return error;
   });
 }
 
 extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
-                                   const void* features, int64_t n_rows, int64_t stride_row,
-                                   const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch,
-                                   void* stream_) {
+                                   const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows,
+                                   int64_t stride_row, const maxmin_em_cuda_outputs* out,
+                                   const maxmin_em_cuda_scratch* scratch, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   const Arguments a{static_cast<const Tile*>(plan->tiles),
                     plan->tile_begin,
                     heads->weight,
                     heads->log_weights,
+                    heads->margin_scale,
+                    heads->coef_scale,
                     heads->mixture_begin,
                     heads->mixture_end,
                     out->log_resp,
@@ -93,16 +102,21 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                     scratch->gradient_parts,
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
-                    heads->n_features};
+                    heads->n_features,
+                    head_blocks(heads->n_heads),
+                    objective_of(*objective)};
   CUtensorMap map;
-  if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, &map)) return error;
-  const int error = visit_variant(heads->n_heads, heads->n_features, plan->carry, plan->steps, cudaErrorInvalidValue,
-                                  [&](auto variant) -> int {
-                                    using F = decltype(variant);
-                                    if (const cudaError_t e = Launch<F>::allow_shared_memory()) return e;
-                                    const Launch<F> launch(static_cast<unsigned>(plan->n_clusters), stream);
-                                    return cudaLaunchKernelEx(&launch.config, em_pass_kernel<F>, map, a);
-                                  });
+  const Wanted wanted{heads->n_heads / a.head_blocks, heads->n_features, heads->half != 0, plan->carry != 0,
+                      plan->steps};
+  if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, wanted.half, &map)) {
+    return error;
+  }
+  const int error = visit_variant(wanted, cudaErrorInvalidValue, [&](auto variant) -> int {
+    using F = decltype(variant);
+    if (const cudaError_t e = Launch<F>::allow_shared_memory()) return e;
+    const Launch<F> launch(static_cast<unsigned>(plan->n_clusters * a.head_blocks), stream);
+    return cudaLaunchKernelEx(&launch.config, em_pass_kernel<F>, map, a);
+  });
   if (error != cudaSuccess) return error;
   const Split split{plan->n_split, plan->split_begin, plan->split_annotator, scratch->split_resp,
                     scratch->split_evidence};

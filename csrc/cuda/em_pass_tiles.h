@@ -14,7 +14,9 @@ enum TileFlags : int { kOpenIn = 1, kOpenOut = 2, kChunkOut = 4 };
 
 struct alignas(16) Tile {
   int64_t row0, annotator0;  // the first row, the first annotator
-  int32_t rows, annotators, flags, chunk;
+  int16_t rows, annotators;
+  uint32_t begins;  // bit of each row that begins a comparison; rows past the end begin one each
+  int32_t flags, chunk;
   // Of each row: first and last row of its annotator in this tile, and which of the tile's annotators it is. Rows past
   // the end stand for themselves and weigh nothing.
   uint8_t first[kTileRows], last[kTileRows], annotator[kTileRows];
@@ -31,9 +33,10 @@ struct Tiles {
 
 class TileCutter {
  public:
-  // sizes: rows of each annotator, none of them 0. Without `carry` none is longer than a tile.
-  TileCutter(const int64_t* sizes, int64_t n_annotators, bool carry, int64_t chunk_rows)
-      : sizes_(sizes), n_(n_annotators), carry_(carry), chunk_rows_(chunk_rows) {}
+  // sizes: rows of each annotator, none of them 0. Without `carry` none is longer than a tile. lengths: rows of each
+  // comparison, none of them 0 or longer than a tile, which no tile and no chunk cuts; null: every row is a comparison.
+  TileCutter(const int64_t* sizes, int64_t n_annotators, const int64_t* lengths, bool carry, int64_t chunk_rows)
+      : sizes_(sizes), n_(n_annotators), lengths_(lengths), carry_(carry), chunk_rows_(chunk_rows) {}
 
   TileCutter(const TileCutter&) = delete;
   TileCutter& operator=(const TileCutter&) = delete;
@@ -61,7 +64,8 @@ class TileCutter {
     out_.split_begin.push_back(0);
     for (int64_t a = 0; a < n_; ++a) {
       const bool split = carry_ && sizes_[a] > chunk_rows_;
-      if (open_ && (tile_.rows == kTileRows || split || (!carry_ && tile_.rows + sizes_[a] > kTileRows))) close(0);
+      const int64_t needs = carry_ ? length() : sizes_[a];
+      if (open_ && (split || tile_.rows + needs > kTileRows)) close(0);
       next_cluster(n_rows, n_clusters);
       if (!open_) open(a, 0);
       if (split) {
@@ -91,7 +95,7 @@ class TileCutter {
         next_cluster(n_rows, n_clusters);
         open(a, 0);
       }
-      const int64_t n = std::min(left, chunk_rows_);
+      const int64_t n = whole_comparisons(std::min(left, chunk_rows_));
       put_all(a, n);
       tile_.chunk = chunk++;
       close(kOpenOut | kChunkOut);
@@ -100,10 +104,18 @@ class TileCutter {
     out_.split_begin.push_back(chunk);
     out_.split_annotator.push_back(a);
   }
+  int64_t length() const { return lengths_ ? lengths_[comparison_] : 1; }
+  // Rows of the next comparisons, as many as `room` holds.
+  int64_t whole_comparisons(int64_t room) const {
+    if (!lengths_) return room;
+    int64_t n = 0;
+    for (int64_t c = comparison_; room - n > 0 && lengths_[c] <= room - n; ++c) n += lengths_[c];
+    return n;
+  }
   void put_all(int64_t a, int64_t left) {
     while (left) {
-      const int n = static_cast<int>(std::min<int64_t>(left, kTileRows - tile_.rows));
-      put(n);
+      const int64_t n = whole_comparisons(std::min<int64_t>(left, kTileRows - tile_.rows));
+      put(static_cast<int>(n));
       left -= n;
       if (left) {
         close(kOpenOut);
@@ -126,13 +138,18 @@ class TileCutter {
       tile_.annotator[r] = static_cast<uint8_t>(tile_.annotators);
       tile_.v[r] = 1.f;
     }
-    tile_.rows += n;
+    for (int64_t left = n; left; ++comparison_) {
+      tile_.begins |= uint32_t{1} << (tile_.rows + n - left);
+      left -= length();
+    }
+    tile_.rows = static_cast<int16_t>(tile_.rows + n);
     ++tile_.annotators;
     row_ += n;
   }
   void close(int flags) {
     tile_.flags |= flags;
     for (int r = tile_.rows; r < kTileRows; ++r) {
+      tile_.begins |= uint32_t{1} << r;
       tile_.first[r] = tile_.last[r] = static_cast<uint8_t>(r);
       tile_.annotator[r] = static_cast<uint8_t>(tile_.annotators);
     }
@@ -142,9 +159,10 @@ class TileCutter {
 
   const int64_t* sizes_;
   int64_t n_;
+  const int64_t* lengths_;
   bool carry_;
   int64_t chunk_rows_;
-  int64_t row_ = 0;
+  int64_t row_ = 0, comparison_ = 0;
   bool open_ = false;
   Tile tile_{};
   Tiles out_;

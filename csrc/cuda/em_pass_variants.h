@@ -7,45 +7,59 @@ namespace maxmin::em {
 template <class... Fs>
 struct Variants {};
 
-//     H  C  warps slots parts carry                              columns  registers a thread
-template <bool kCarry>
-using Narrow = Variants<Config<8, 2, 8, 10, 3, kCarry>,   // 1024     120; carrying 152
-                        Config<8, 2, 16, 6, 3, kCarry>,   // 2048     118; 128
-                        Config<8, 4, 16, 6, 3, kCarry>,   // 4096     118; 128
-                        Config<8, 8, 16, 5, 3, kCarry>>;  // 8192     119; 128
-template <bool kCarry>
-using Wide = Variants<Config<16, 2, 8, 10, 3, kCarry>,   // 1024     178; 241
-                      Config<16, 4, 8, 10, 3, kCarry>,   // 2048     178; 242
-                      Config<16, 8, 8, 10, 3, kCarry>>;  // 4096     182; 244
+//     H  C  warps slots half carry                                  columns
+template <bool kHalf, bool kCarry>
+using Narrow = Variants<Config<8, 2, 8, 10, kHalf, kCarry>,   // 1024
+                        Config<8, 2, 16, 6, kHalf, kCarry>,   // 2048
+                        Config<8, 4, 16, 6, kHalf, kCarry>,   // 4096
+                        Config<8, 8, 16, 5, kHalf, kCarry>>;  // 8192
+template <bool kHalf, bool kCarry>
+using Wide = Variants<Config<16, 2, 8, 10, kHalf, kCarry>,   // 1024
+                      Config<16, 4, 8, 10, kHalf, kCarry>,   // 2048
+                      Config<16, 8, 8, 10, kHalf, kCarry>>;  // 4096
 
 // The middle one stopped early, for measurements.
 template <int kSteps>
-using Rung = Variants<Config<8, 4, 16, 6, 3, false, true, kSteps>>;
+using Rung = Variants<Config<8, 4, 16, 6, false, false, true, kSteps>>;
 
-// visit(Config) of the first variant with so many heads and room for the columns; `otherwise` if there is none.
+// Of more heads two blocks of 16 are worked on side by side.
+constexpr int head_blocks(int64_t n_heads) { return n_heads > 16 ? 2 : 1; }
+
+// Which features, heads and tiles a variant is wanted for.
+struct Wanted {
+  int64_t n_heads, n_features;
+  bool half, carry;
+  int steps = kWhole;
+};
+
+// visit(Config) of the first variant of these that serves; `otherwise` if none does.
 template <class Visit, class... Fs>
-int visit_first(Variants<Fs...>, int64_t n_heads, int64_t n_features, int otherwise, Visit visit) {
+int visit_first(Variants<Fs...>, const Wanted& w, int otherwise, Visit visit) {
   int result = otherwise;
-  (void)((n_heads == Fs::H && n_features <= Fs::kColumns && (result = visit(Fs{}), true)) || ...);
+  (void)((w.n_heads == Fs::H && w.n_features <= Fs::kColumns && w.half == Fs::kHalf && w.carry == Fs::kCarry &&
+          (result = visit(Fs{}), true)) ||
+         ...);
   return result;
 }
+template <bool kHalf, bool kCarry, class Visit>
+int visit_whole(const Wanted& w, int otherwise, Visit visit) {
+  if (w.n_heads == 8) return visit_first(Narrow<kHalf, kCarry>{}, w, otherwise, visit);
+  return visit_first(Wide<kHalf, kCarry>{}, w, otherwise, visit);
+}
 template <class Visit>
-int visit_variant(int64_t n_heads, int64_t n_features, bool carry, int steps, int otherwise, Visit visit) {
-  if (steps != kWhole && carry) return otherwise;
-  switch (steps) {
-    case kLoads: return visit_first(Rung<kLoads>{}, n_heads, n_features, otherwise, visit);
-    case kMargins: return visit_first(Rung<kMargins>{}, n_heads, n_features, otherwise, visit);
-    case kExchange: return visit_first(Rung<kExchange>{}, n_heads, n_features, otherwise, visit);
-    case kPosterior: return visit_first(Rung<kPosterior>{}, n_heads, n_features, otherwise, visit);
+int visit_variant(const Wanted& w, int otherwise, Visit visit) {
+  switch (w.steps) {
+    case kLoads: return visit_first(Rung<kLoads>{}, w, otherwise, visit);
+    case kMargins: return visit_first(Rung<kMargins>{}, w, otherwise, visit);
+    case kExchange: return visit_first(Rung<kExchange>{}, w, otherwise, visit);
+    case kPosterior: return visit_first(Rung<kPosterior>{}, w, otherwise, visit);
     case kWhole: break;
     default: return otherwise;
   }
-  if (n_heads == 8) {
-    return carry ? visit_first(Narrow<true>{}, n_heads, n_features, otherwise, visit)
-                 : visit_first(Narrow<false>{}, n_heads, n_features, otherwise, visit);
+  if (w.half) {
+    return w.carry ? visit_whole<true, true>(w, otherwise, visit) : visit_whole<true, false>(w, otherwise, visit);
   }
-  return carry ? visit_first(Wide<true>{}, n_heads, n_features, otherwise, visit)
-               : visit_first(Wide<false>{}, n_heads, n_features, otherwise, visit);
+  return w.carry ? visit_whole<false, true>(w, otherwise, visit) : visit_whole<false, false>(w, otherwise, visit);
 }
 
 }  // namespace maxmin::em

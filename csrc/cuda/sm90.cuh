@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda.h>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -101,6 +102,12 @@ MAXMIN_DEVICE uint64_t read_once_policy() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
   return p;
 }
+// Of what another cluster reads at about the same time: it stays in the L2 cache as anything else does.
+MAXMIN_DEVICE uint64_t read_again_policy() {
+  uint64_t p;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+  return p;
+}
 MAXMIN_DEVICE void copy_box(uint32_t dst, const CUtensorMap* map, int column, int row, uint64_t* bar, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
@@ -134,19 +141,43 @@ MAXMIN_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t addr) {
                : "r"(addr)
                : "memory");
 }
+// kHalf: of float16, else of bfloat16, here and below.
+template <bool kHalf>
 MAXMIN_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  if constexpr (kHalf) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
 }
 
 // ---- numbers in parts
-MAXMIN_DEVICE uint32_t pack_bf16(float low, float high) {
-  __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<uint32_t*>(&v);
+template <bool kHalf>
+MAXMIN_DEVICE uint16_t rounded(float x) {
+  if constexpr (kHalf) {
+    return __half_as_ushort(__float2half_rn(x));
+  } else {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  }
 }
-// What bfloat16 leaves of x, exactly.
-MAXMIN_DEVICE float bf16_rest(float x) { return __fsub_rn(x, __bfloat162float(__float2bfloat16_rn(x))); }
+template <bool kHalf>
+MAXMIN_DEVICE uint32_t packed(float low, float high) {
+  return rounded<kHalf>(low) | uint32_t(rounded<kHalf>(high)) << 16;
+}
+// What rounding leaves of x, exactly.
+template <bool kHalf>
+MAXMIN_DEVICE float rest(float x) {
+  if constexpr (kHalf) {
+    return __fsub_rn(x, __half2float(__float2half_rn(x)));
+  } else {
+    return __fsub_rn(x, __bfloat162float(__float2bfloat16_rn(x)));
+  }
+}
 // a + b = sum + error, exactly.
 MAXMIN_DEVICE void two_sum(float a, float b, float& sum, float& error) {
   sum = __fadd_rn(a, b);

@@ -1,4 +1,4 @@
-"""``maxmin``: encode texts, fit groups, assign annotators, report on them, solve for the fair policy, see the demo, ask what serves here.
+"""``maxmin``: encode texts, fit groups, assign annotators, report on them, solve for the fair policy, see the demo, ask what serves here, and how fast.
 
 Exit codes: 0 done; 2 wrong usage or bad input, with one line on stderr; 1 anything else; 130 interrupted. What a
 command does is imported when it runs, so that ``--help`` is quick.
@@ -20,6 +20,8 @@ _OBJECTIVES = (
     *("maxmin", "mean", "softmin", "nash", "power", "cvar", "owa", "kl", "chi2", "tv", "floor"),
     *("leximin", "per_sample_min", "batch_argmin"),
 )
+# As maxmin_rlhf.commands._cases has them.
+_BENCHED = ("em_pass", "mixture_log_likelihood", "reward_heads", "maxmin_reduce")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,6 +105,7 @@ examples:
   maxmin report mixture.safetensors prefs.parquet --annotator who --features x --out out/report
   maxmin solve rewards.npy --beta 0.1 --calibrate scale
   maxmin info                                           which kernels serve what on this machine
+  maxmin bench                                          how fast they are here, beside plain PyTorch
 
 exit codes: 0 done, 2 wrong usage or bad input, 1 anything else, 130 interrupted""",
     )
@@ -111,7 +114,16 @@ exit codes: 0 done, 2 wrong usage or bad input, 1 anything else, 130 interrupted
         "--traceback", action="store_true", help="show where an error comes from, for bug reports"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_encode, _add_fit, _add_assign, _add_report, _add_solve, _add_demo, _add_info):
+    for add in (
+        _add_encode,
+        _add_fit,
+        _add_assign,
+        _add_report,
+        _add_solve,
+        _add_demo,
+        _add_info,
+        _add_bench,
+    ):
         add(commands)
     return parser
 
@@ -340,6 +352,29 @@ def _add_info(commands: Any) -> None:
     )
     _add_json(parser)
     parser.set_defaults(module="info")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="how fast the kernels are here, beside plain PyTorch and what the machine can do",
+        description="Operations at shapes from real work, beside the same formulas in PyTorch and a floor that is measured in the\n"
+        "same rounds. Results are compared before anything is timed. About a minute.",
+        epilog="""\
+examples:
+  maxmin bench
+  maxmin bench --op em_pass --vs compile --rounds 15 --json bench.json --plot bench.svg
+
+With less memory the data have fewer rows; the table says how many (N).""",
+    )
+    parser.add_argument("--op", action="append", choices=_BENCHED, help="only this operation; may be repeated")  # fmt: skip
+    parser.add_argument("--vs", choices=("torch", "compile"), default="torch", help="compare with plain PyTorch, or with torch.compile of it (default: torch)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="calls of each (default: 7)")  # fmt: skip
+    parser.add_argument("--memory", type=float, default=1.0, metavar="GB", help="that the data of a case and PyTorch's work on them may take (default: 1)")  # fmt: skip
+    parser.add_argument("--device", help="(default: cuda if there is one, else cpu)")
+    parser.add_argument("--json", metavar="FILE", help="the same numbers for programs")
+    parser.add_argument("--plot", metavar="FILE", help="a figure: .png, .svg or .pdf")
+    parser.set_defaults(module="bench")
 
 
 def _add_preferences(parser: argparse.ArgumentParser) -> None:

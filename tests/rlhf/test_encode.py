@@ -15,7 +15,8 @@ import torch
 from maxmin_rlhf.data.feature_store import FeatureStore
 from maxmin_rlhf.demo.language.responses import FOLDER, read_responses
 from maxmin_rlhf.encoding import EncodeProgress, encode
-from maxmin_rlhf.trunk import Trunk, joined, pool
+from maxmin_rlhf.pooling import joined, pool
+from maxmin_rlhf.trunk import Trunk
 from tests.rlhf import tiny_trunks
 
 KINDS = ("bert", "llama", "gpt2")

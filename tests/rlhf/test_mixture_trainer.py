@@ -209,8 +209,9 @@ def test_an_encoder_with_mean_pooling(tmp_path: Path) -> None:
     assert np.mean(losses(made)[-3:]) < np.mean(losses(made)[:3])
 
 
-def test_as_trainer_gives_them(tmp_path: Path) -> None:
+def test_as_trainer_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16, checkpointed activations, accumulated gradients: it learns, and the margins are not in bfloat16."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # Trainer's bf16 would outlive the test
     made = trainer(
         tmp_path, bf16=True, gradient_checkpointing=True, gradient_accumulation_steps=2,
         per_device_train_batch_size=4, max_steps=12,
@@ -350,3 +351,144 @@ def test_bad_models_and_options(tmp_path: Path) -> None:
     fit = SimpleNamespace(weights_=np.ones(3) / 3)
     with pytest.raises(ValueError, match="mixture: expected 2 groups as the model has, got 3"):
         trainer(tmp_path, mixture=fit)
+
+
+# ---- what wraps the model, and what comes between
+
+
+def test_a_trunk_in_half_precision(tmp_path: Path) -> None:
+    """Its heads are not: rewards and steps of the heads are finer than bfloat16."""
+    made = trainer(tmp_path, reward_model(heads(), small_trunk().bfloat16()), learning_rate=1e-4, max_steps=2)  # fmt: skip
+    assert made.model.base_model.dtype == torch.bfloat16
+    start = made.model.score.weight.detach().clone()
+    made.train()
+    batch = next(iter(made.get_train_dataloader()))
+    _, out = made.compute_loss(made.model.eval(), batch, return_outputs=True)
+    assert not torch.equal(out["margins"], out["margins"].bfloat16().float())
+    moved = made.model.score.weight.detach() - start
+    assert (moved != 0).all() and float(moved.abs().max()) < 1e-3
+
+
+def test_accumulated_gradients_are_the_batchs(tmp_path: Path) -> None:
+    """With one group, where nothing that a batch teaches changes the next one's loss."""
+    options = {"optim": "sgd", "max_steps": 3, "pairs_per_annotator": 4, "max_grad_norm": 0.0}
+    whole = trainer(tmp_path, reward_model(heads(1), small_trunk()), **options)
+    parts = trainer(
+        tmp_path,
+        reward_model(heads(1), small_trunk()),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        **options,
+    )
+    for made in (whole, parts):
+        made.train()
+    torch.testing.assert_close(parameters(parts), parameters(whole), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(losses(parts), losses(whole), atol=1e-4)
+
+
+def test_adapters_learn_under_checkpointed_activations_and_resume(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from maxmin_rlhf.integrations.transformers import lora_config
+
+    def one(folder: Path) -> Any:
+        torch.manual_seed(5)
+        return trainer(
+            folder, peft_config=lora_config(4), gradient_checkpointing=True, max_steps=8, save_strategy="steps", save_steps=4
+        )  # fmt: skip
+
+    whole, again = one(tmp_path / "whole"), one(tmp_path / "again")
+    whole.train()
+    learned = [p for name, p in whole.model.named_parameters() if "lora_B" in name]
+    assert learned and all(bool((p != 0).any()) for p in learned)  # they began at zero
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert torch.equal(parameters(again), parameters(whole))
+    assert torch.equal(again.running.evidence, whole.running.evidence)
+
+
+def test_the_best_model_with_its_responsibilities(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    made = trainer(
+        tmp_path, eval_dataset=pairs(12, seed=9), learning_rate=0.3, max_steps=6, save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
+    )  # fmt: skip
+    made.train()
+    best = Path(made.state.best_model_checkpoint)
+    assert best.name != "checkpoint-6"
+    kept = load_file(best / "maxmin_responsibilities.safetensors")
+    assert torch.equal(made.running.responsibilities, kept["responsibilities"])
+    assert torch.equal(made.running.shares, kept["shares"])
+
+
+def test_trains_on_after_the_model_was_taken(tmp_path: Path) -> None:
+    """The plain model pools by itself and pads otherwise; what trains and evaluates goes on as before."""
+    data = pairs(12, seed=9)
+    made = trainer(tmp_path, reward_model(heads(), small_trunk(), pooling="mean", normalize=True), eval_dataset=data)  # fmt: skip
+    before = made.evaluate()
+    made.reward_model()
+    assert made.evaluate()["eval_loss"] == before["eval_loss"]
+    assert made.evaluate(data)["eval_loss"] == before["eval_loss"]  # not tokenised yet
+    assert made.predict(data).metrics["test_loss"] == before["eval_loss"]
+    made.train()
+
+
+def test_several_eval_datasets(tmp_path: Path) -> None:
+    parts = {"one": pairs(12, seed=9), "other": pairs(12, seed=8)}
+    made = trainer(tmp_path, eval_dataset=parts)
+    found = made.evaluate()
+    assert {"eval_one_loss", "eval_other_accuracy"} <= set(found)
+    with pytest.raises(ValueError, match="other: expected a column 'annotator', got"):
+        trainer(tmp_path, eval_dataset={"other": parts["one"].remove_columns("annotator")})
+
+
+def test_parameters_without_a_gradient_are_frozen(tmp_path: Path) -> None:
+    """As DistributedDataParallel wants it: an encoder's pooler, and a layer before the head that is passed by."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    torch.manual_seed(0)
+    trunk = DistilBertModel(DistilBertConfig(vocab_size=len(WORDS), dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32))  # fmt: skip
+    made = trainer(tmp_path, reward_model(heads(), trunk, pooling="mean"))
+    batch = next(iter(made.get_train_dataloader()))
+    made.compute_loss(made.model.train(), batch).backward()
+    for name, parameter in made.model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_an_annotator_larger_than_a_batch(tmp_path: Path) -> None:
+    """All pairs of one person, in six batches: their evidence is of all of them, the older ones faded to two thirds."""
+    alike = [row for i, row in enumerate(pairs(48).to_list()) if i % 2 == 0]
+    data = type(pairs()).from_list([{**row, "annotator": "one"} for row in alike])
+    made = trainer(tmp_path, data=data, per_device_train_batch_size=4, pairs_per_annotator=64, max_steps=6, learning_rate=1e-9)  # fmt: skip
+    made.train()
+    model, total = made.model.eval(), torch.zeros(2, dtype=torch.float64)
+    for first in range(0, 24, 8):
+        batch = made.data_collator([made.train_dataset[i] for i in range(first, first + 8)])
+        with torch.no_grad():
+            _, out = made.compute_loss(model, batch, return_outputs=True)
+        total += logsigmoid(out["margins"].double()).sum(0)
+    gap = float((made.running.evidence[0, 0] - made.running.evidence[0, 1]).abs())
+    assert 0.5 < gap / float((total[0] - total[1]).abs()) < 0.85
+
+
+def test_a_model_that_diverged_and_other_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    made = trainer(tmp_path)
+    with torch.no_grad():
+        made.model.score.weight[1] = math.nan
+    with pytest.raises(ValueError, match="model: expected finite rewards, got others"):
+        made.train()
+    assert bool(made.running.evidence.isfinite().all())
+    from transformers import TrainingArguments
+
+    from maxmin_rlhf.integrations.transformers import MixtureRewardTrainer
+
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    given = {"train_dataset": pairs(), "processing_class": None}
+    with pytest.raises(TypeError, match="processing_class: expected a tokenizer, got NoneType"):
+        MixtureRewardTrainer(reward_model(heads(), small_trunk()), args, **given)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"args: expected a process for each device .*, got one for 2"):  # fmt: skip
+        trainer(tmp_path)
+    monkeypatch.undo()
+    stranger = SimpleNamespace(weights_=np.ones(2) / 2, annotators_=np.array([1, 2], object), responsibilities_=np.ones((2, 2)) / 2)  # fmt: skip
+    with pytest.warns(UserWarning, match="mixture: none of the 6 annotators is one that it was fitted to"):  # fmt: skip
+        trainer(tmp_path, mixture=stranger)

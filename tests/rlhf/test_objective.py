@@ -176,3 +176,13 @@ def test_annotator_pulls_are_the_slopes_of_each_annotator(form):
     for row, a in zip(found, some.tolist(), strict=True):
         expected = slopes(lambda w, a=a: joint(data, w[None], [0.0])[a, 0], head)
         np.testing.assert_allclose(row, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_annotator_pulls_do_not_depend_on_how_many_are_taken_at_once(monkeypatch):
+    import maxmin_rlhf.mixture.objective as module
+
+    objective = Objective.of(planted(0, per_annotator=50, n_features=3).data)
+    head, some = torch.tensor([0.3, -0.8, 0.5], dtype=torch.float64), torch.arange(1, 30, 2)
+    whole = objective.annotator_pulls(head, some)
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    assert torch.equal(objective.annotator_pulls(head, some), whole)

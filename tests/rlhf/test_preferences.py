@@ -367,3 +367,17 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(importlib.import_module("maxmin_rlhf"), "nothing")  # noqa: B009
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, "U3", "S3"])
+@pytest.mark.parametrize("run", [1, 3, 7])
+def test_ids_in_runs_are_numbered_as_one_by_one(dtype, run):
+    rng = np.random.default_rng(run)
+    ids = np.repeat(rng.integers(0, 6, 20).astype(dtype), run)  # an annotator comes back later
+    features = rng.standard_normal((len(ids), 2))
+    data = PreferenceData.from_arrays(features, ids)
+    slow = PreferenceData.from_arrays(features, list(ids.tolist()))
+    assert data.annotators_.dtype == ids.dtype
+    assert data.annotators_.tolist() == slow.annotators_.tolist()
+    for name in ("indptr", "order", "features"):
+        assert torch.equal(getattr(data, name), getattr(slow, name))

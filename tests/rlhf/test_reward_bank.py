@@ -145,7 +145,7 @@ def test_clear_errors() -> None:
         reward_model(np.zeros((2, 5)), trunk())
     with pytest.raises(ValueError, match=r"mixture: expected finite heads \(K, D\)"):
         reward_model(np.full((2, 16), np.nan), trunk())
-    with pytest.raises(ValueError, match="pooling: expected one of last, mean, cls, got 'max'"):
+    with pytest.raises(ValueError, match="pooling: expected one of mean, last, cls, got 'max'"):
         reward_model(heads(), trunk(), pooling="max")
     with pytest.raises(ValueError, match="names: expected 3 different ones"):
         reward_model(heads(), trunk(), names=["a", "a", "b"])
@@ -283,3 +283,22 @@ def test_scores_are_those_of_encoded_features(
     features = made(made.tokens(pairs, range(len(pairs))))
     found = RewardBank(reward_model(heads(), model, **options), words)(prompts, TEXTS)
     np.testing.assert_allclose(found, features.numpy() @ heads().T, atol=2e-5)
+
+
+# ---- many threads, as reward servers have them
+
+
+def test_a_call_between_two_looks() -> None:
+    """Another thread's rewards, which came while the prompts were compared, are not these completions'."""
+    shared = bank()
+
+    class Slow(list):  # type: ignore[type-arg]
+        def __eq__(self, other: object) -> bool:
+            shared(["b"], ["big and good"])
+            return super().__eq__(other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    prompts, said = Slow(["a"]), ["sat on the mat ."]
+    first = shared(prompts, said)
+    assert torch.equal(shared(prompts, said), first)

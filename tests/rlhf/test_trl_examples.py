@@ -77,3 +77,18 @@ def test_a_language_policy_for_the_worst_off(data_dir: Path, tmp_path: Path) -> 
     assert found["efficiency"] >= 0.7
     # Weights that stay equal leave the group that is opposed to the other two .4 or less at this KL.
     assert found["worst"] > 0.5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_adapter_on_any_model(tmp_path: Path) -> None:
+    stories = pytest.importorskip("examples.maxmin_rloo_stories")
+    small = stories.Setup(tokens=6, samples=8, fresh=4, steps=2, lr=1e-2, generations=4, lora=2)
+    folder = save_language_model(tmp_path / "policy")
+    reference = stories.prepare(folder, tmp_path, small)
+    assert reference.rewards.shape == (len(stories.PROMPTS), 8, 3)
+    model, _ = stories.train(reference, stories.maxmin_weights(), seed=0)
+    moved = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert moved and all("lora" in name for name in moved)
+    found = stories.evaluate(reference, model)
+    assert found["samples"] == 4 * len(stories.PROMPTS)
+    assert np.isfinite([found["kappa"], *found["gains"]]).all()

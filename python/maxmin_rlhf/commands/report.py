@@ -72,9 +72,9 @@ def _menu(args: argparse.Namespace, data: PreferenceData) -> Menu | None:
 
 def _words(path: str, ids: Any) -> tuple[Any, Any]:
     """Columns ``text`` and ``prompt`` of a table, in the order of the items; its first column has the ids."""
-    from maxmin_rlhf.data.reader import _Table
+    from maxmin_rlhf.data.reader import Table
 
-    table = _Table(path, {})
+    table = Table(path, {})
     names = list(table.columns)
     known = {key: row for row, key in enumerate(np.asarray(table.ids(names[0])).tolist())}
     missing = [key for key in np.asarray(ids).tolist() if key not in known]

@@ -109,9 +109,9 @@ def _rewards(args: argparse.Namespace) -> tuple[Array, Array | None, tuple[Any, 
 
 def _table(args: argparse.Namespace) -> tuple[Array, None, tuple[Any, dict[str, Any]]]:
     from maxmin_rlhf.data._arrays import factorize
-    from maxmin_rlhf.data.reader import _Table
+    from maxmin_rlhf.data.reader import Table
 
-    table = _Table(args.rewards_file, {"--rewards": args.rewards or [], "--prompt": args.prompt} if args.rewards else {})  # fmt: skip
+    table = Table(args.rewards_file, {"--rewards": args.rewards or [], "--prompt": args.prompt} if args.rewards else {})  # fmt: skip
     if args.prompt is not None and args.prompt not in table.columns:
         raise ValueError(f"--prompt: no column {args.prompt!r} in {args.rewards_file}; it has {', '.join(table.columns)}")  # fmt: skip
     names = args.rewards or [name for name in table.columns if name != args.prompt]

@@ -25,6 +25,12 @@ def factorize(name: str, ids: Any, n_rows: int | None = None) -> tuple[Int, NDAr
     Raises:
         TypeError: unhashable ids. ValueError: wrong length, missing values (None, NaN, NaT, NA).
     """
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iubUS" and len(ids) > 1:
+        # Rows of one annotator mostly stand together: the loop below sees the first of each run.
+        first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        if 2 * first.size < ids.size and n_rows in (None, ids.size):
+            codes, distinct = factorize(name, ids[first])
+            return np.repeat(codes, np.diff(first, append=ids.size)), distinct
     values = _as_list(name, ids)
     if n_rows is not None and len(values) != n_rows:
         raise ValueError(f"{name}: expected {n_rows} ids, one a row, got {len(values)}")

@@ -41,7 +41,7 @@ def read_preferences(
         "weight": weight,
     }
     roles |= dict(zip(("features", "chosen", "rejected"), sides, strict=True))
-    table = _Table(path, roles)
+    table = Table(path, roles)
     who = table.ids(annotator)
     sets = None if comparison is None else table.ids(comparison)
     v = None if weight is None else table.numbers([weight])[:, 0]
@@ -112,17 +112,17 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
     if isinstance(items, str | os.PathLike):
         if os.fspath(items).endswith(".npy"):
             return np.load(items, allow_pickle=False), None
-        table = _Table(items, {})
+        table = Table(items, {})
         names = table.columns
         return table.numbers(names[1:]), table.ids(names[0])
     if isinstance(items, tuple) and len(items) == 3 and isinstance(items[0], str | os.PathLike):
         path, id_column, columns = items
-        table = _Table(path, {"items": [id_column, *_names(columns)]})
+        table = Table(path, {"items": [id_column, *_names(columns)]})
         return table.numbers(_names(columns)), table.ids(id_column)
     return as_features("items", items), None
 
 
-class _Table:
+class Table:
     """Columns of a file, checked: there, and without missing values."""
 
     def __init__(

@@ -124,10 +124,10 @@ class TextPreferences:
         Args:
             prompt: None: the column "prompt" if there is one, else implicit (see `from_columns`).
         """
-        from maxmin_rlhf.data.reader import _Table
+        from maxmin_rlhf.data.reader import Table
 
         roles = {"annotator": annotator, "prompt": prompt, "chosen": chosen, "rejected": rejected, "weight": weight}  # fmt: skip
-        table = _Table(path, roles, optional=("prompt",))
+        table = Table(path, roles, optional=("prompt",))
         if prompt is None and "prompt" in table.columns:
             prompt = "prompt"
         try:

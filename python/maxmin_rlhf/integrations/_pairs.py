@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from maxmin_rlhf.encoding import check_text
+from maxmin_rlhf.pooling import padded
 from maxmin_rlhf.reward import scoring
 
 
@@ -50,7 +51,7 @@ class PairCollator:
     def __call__(self, pairs: Sequence[Any]) -> dict[str, Tensor]:
         pairs = sorted(pairs, key=lambda pair: pair["annotator"])
         ids = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-        tokens, mask = scoring.padded(ids, self.pad, torch.device("cpu"))
+        tokens, mask = padded(ids, torch.device("cpu"), self.pad)
         return {
             "annotator": torch.tensor([pair["annotator"] for pair in pairs]),
             "input_ids": tokens.view(len(pairs), 2, -1),
@@ -77,6 +78,8 @@ def tokenized(
     """``chosen_ids, rejected_ids, annotator`` (its place; -1: not of the training data) of a data set in TRL's columns."""
     for name in ("chosen", "rejected", "annotator"):
         column(data, name, argument)
+    if not callable(tokenizer):
+        raise TypeError(f"processing_class: expected a tokenizer, got {type(tokenizer).__name__}")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"  # a long prompt loses its beginning, never the response
 

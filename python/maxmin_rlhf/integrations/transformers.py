@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,8 +21,8 @@ from torch.utils.data import Sampler
 
 from maxmin_rlhf.integrations._pairs import AnnotatorSampler, PairCollator, column, tokenized
 from maxmin_rlhf.mixture.online import RunningResponsibilities
+from maxmin_rlhf.pooling import pool
 from maxmin_rlhf.reward.model import head_of, settings
-from maxmin_rlhf.trunk import pool
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -47,7 +48,7 @@ class MixtureRewardTrainer(Trainer):
         model: from :func:`maxmin_rlhf.reward_model`, which starts it from a fit on frozen features. K = 1 is the pooled reward.
         args: ``transformers.TrainingArguments``; ``remove_unused_columns`` is set to False.
         processing_class: the tokenizer.
-        train_dataset, eval_dataset: ``datasets.Dataset`` in TRL's columns ``chosen, rejected`` and, if prompts are apart,
+        train_dataset, eval_dataset (or several by name): ``datasets.Dataset`` in TRL's columns ``chosen, rejected`` and, if prompts are apart,
             ``prompt``: strings or conversations; and ``annotator``.
         mixture: the :class:`maxmin_rlhf.PreferenceMixture` of the heads: its responsibilities and shares are the first ones.
         peft_config: of PEFT, such as :func:`lora_config`.
@@ -60,7 +61,8 @@ class MixtureRewardTrainer(Trainer):
             ``train(resume_from_checkpoint=...)``.
 
     Raises:
-        ValueError, TypeError: a missing column, a text without tokens, a model of another kind, a mixture of another K.
+        ValueError, TypeError: a missing column, a text without tokens, a model of another kind, a mixture of another K;
+            one process for several devices; while training: rewards that are not finite.
 
     Note:
         The loss is the negative log-likelihood a pair. Evaluation scores held-out pairs by (11), with the group of annotators
@@ -83,7 +85,8 @@ class MixtureRewardTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         found = settings(model)
-        head_of(model)
+        # Small enough for single precision: steps and differences of rewards are below half precision's rounding.
+        head = head_of(model).float()
         names = [str(model.config.id2label[k]) for k in range(model.config.num_labels)]
         if pairs_per_annotator < 1:
             raise ValueError(f"pairs_per_annotator: expected at least 1, got {pairs_per_annotator}")
@@ -96,22 +99,27 @@ class MixtureRewardTrainer(Trainer):
         if mixture is not None:
             self.running.start(mixture)
         place = {annotator: i for i, annotator in enumerate(counts)}
-        options = {"tokenizer": processing_class, "max_length": found["max_length"], "place": place}
-        train_dataset = tokenized(train_dataset, "train_dataset", **options)
-        if eval_dataset is not None:
-            eval_dataset = tokenized(eval_dataset, "eval_dataset", **options)
+        options = {"max_length": found["max_length"], "place": place}
+        self._token_options = {"tokenizer": processing_class, **options}
+        train_dataset = self._tokenized(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {n: self._tokenized(d, n) for n, d in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._tokenized(eval_dataset, "eval_dataset")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"args: expected a process for each device (torchrun, accelerate launch), got one for {args.n_gpu}"
+            )
         self._names, self._settings, self._per_annotator = names, found, pairs_per_annotator
+        _freeze_unused(model, head)
         # Whatever wraps the model (PEFT, DDP, FSDP, autocast) then goes through it.
         model.forward = MethodType(_rewards, model)
+        self._core: Any = model
+        self._forward: Any = None
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-        for name, parameter in model.named_parameters():
-            if (
-                "pooler." in name
-            ):  # of encoders; the hidden states are read, never what it makes of them
-                parameter.requires_grad_(False)
         args.remove_unused_columns = False
         pad = model.config.pad_token_id or 0
         super().__init__(
@@ -135,7 +143,12 @@ class MixtureRewardTrainer(Trainer):
             folder = get_last_checkpoint(self.args.output_dir)
         if folder:
             self.running.load(Path(folder, _STATE))
+        self._through_ours()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._through_ours()
+        return super().evaluation_loop(*args, **kwargs)
 
     def reward_model(self) -> Any:
         """The plain model, for a :class:`maxmin_rlhf.RewardBank` or ``save_reward_model``; adapters are merged in for good."""
@@ -143,8 +156,13 @@ class MixtureRewardTrainer(Trainer):
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         self._put_shares()
-        model.__dict__.pop("forward", None)
+        self._forward = model.__dict__.pop("forward", self._forward)
         return model.eval()
+
+    def _through_ours(self) -> None:
+        """The forward pass that :meth:`reward_model` took off is on again."""
+        if self._forward is not None:
+            self._core.__dict__.setdefault("forward", self._forward)
 
     # ---- Trainer's steps
 
@@ -153,12 +171,32 @@ class MixtureRewardTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return AnnotatorSampler(list(data["annotator"]), self._per_annotator, seed)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return super().get_eval_dataloader(self._ready(eval_dataset, "eval_dataset"))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        return super().get_test_dataloader(self._ready(test_dataset, "test_dataset"))
+
+    def _ready(self, data: Any, argument: str) -> Any:
+        """Data that comes after the constructor, as token ids too; None or a name of eval_dataset's as it is."""
+        if data is None or isinstance(data, str) or "chosen_ids" in data.column_names:
+            return data
+        return self._tokenized(data, argument)
+
+    def _tokenized(self, data: Any, argument: str) -> Any:
+        return tokenized(data, argument, **self._token_options)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Negative log-probability of the batch given the annotators' earlier ones, a pair."""
         margins = _margins(model, inputs)
         training = model.training
+        if training and not bool(margins.isfinite().all()):
+            # Taken in, it would stay in what is known of these annotators.
+            raise ValueError(
+                "model: expected finite rewards, got others: the training has diverged"
+            )
         gather = self.accelerator.gather if self.accelerator.num_processes > 1 else None
         owner = inputs["annotator"]
         total = self.running.log_predictive(margins, owner, gather=gather, learn=training)
@@ -182,6 +220,10 @@ class MixtureRewardTrainer(Trainer):
             shares = self.running.shares.tolist()
             logs.update({f"em/weight/{n}": s for n, s in zip(self._names, shares, strict=True)})
         super().log(logs, *args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.running.load(Path(str(self.state.best_model_checkpoint), _STATE))
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         self._put_shares()
@@ -232,6 +274,19 @@ def _rewards(model: Any, input_ids: Tensor, attention_mask: Tensor, **_: Any) ->
     # In half precision two long texts' rewards would differ by less than their rounding.
     with torch.autocast(vectors.device.type, enabled=False):
         return SequenceClassifierOutput(logits=head(vectors.to(head.weight.dtype)))
+
+
+def _freeze_unused(model: Any, head: Any) -> None:
+    """Parameters without a gradient, on which DistributedDataParallel would wait: encoders' poolers, layers before a head."""
+    trunk = {
+        id(parameter)
+        for name, parameter in model.base_model.named_parameters()
+        if not name.startswith("pooler.")
+    }
+    used = trunk | {id(parameter) for parameter in head.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
 
 
 def _margins(model: Any, inputs: Any) -> Tensor:

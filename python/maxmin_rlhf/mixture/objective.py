@@ -19,6 +19,7 @@ from maxmin_rlhf.mixture.ranks import Ranks
 
 _SAMPLE = 50_000  # comparisons that a pooled curvature is taken from
 _DENSE = 2048  # features up to which it is a full matrix
+_TOGETHER = 64  # annotators whose pulls are taken at once
 
 
 class Evaluation(NamedTuple):
@@ -135,11 +136,14 @@ class Objective:
         pulls = torch.zeros(
             len(annotators), self.data.n_features, dtype=torch.float64, device=head.device
         )
-        if at.numel():
-            some = replace(self, data=self.data.select_annotators(here[mine]), plan=None)
-            for block, _ in some.blocks(small=True):
-                places = at[block.first : block.first + block.data.n_annotators]
-                pulls[places] += _pulls(block.data, head, self.acc)
+        # Rows in memory are written out, so not everybody's at once; a store's blocks are small as they are.
+        together = _TOGETHER if isinstance(self.data, PreferenceData) else max(1, at.numel())
+        for part, places in zip(here[mine].split(together), at.split(together), strict=True):
+            if part.numel():  # nobody is one empty part
+                some = replace(self, data=self.data.select_annotators(part), plan=None)
+                for block, _ in some.blocks(small=True):
+                    rows = places[block.first : block.first + block.data.n_annotators]
+                    pulls[rows] += _pulls(block.data, head, self.acc)
         return self.ranks.sum(pulls)[0]
 
 

@@ -6,6 +6,7 @@ prior, so that the batch's gradient is that of the whole marginal likelihood (8)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
@@ -76,6 +77,12 @@ class RunningResponsibilities:
         self.responsibilities = self.shares.expand_as(self.evidence).clone()
         row = {annotator: i for i, annotator in enumerate(mixture.annotators_.tolist())}
         known = [i for i, annotator in enumerate(self.annotators) if annotator in row]
+        if not known:
+            warnings.warn(
+                f"mixture: none of the {len(self.annotators)} annotators is one that it was fitted to (are the ids of one type?)",
+                UserWarning,
+                stacklevel=2,
+            )
         found = [row[self.annotators[i]] for i in known]
         resp = torch.from_numpy(mixture.responsibilities_)[found].double().clamp_min(_TINY)
         self.responsibilities[known] = resp

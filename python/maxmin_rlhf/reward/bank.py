@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxmin_rlhf.pooling import padded
 from maxmin_rlhf.reward import scoring
 from maxmin_rlhf.reward.calibration import calibrate
 from maxmin_rlhf.reward.model import export_heads, head_of, save_reward_model, settings
@@ -88,8 +89,9 @@ class RewardBank:
             ValueError: as many prompts as completions are not given; a text without tokens; a reward that is not finite,
                 naming its group and completion.
         """
-        if self._last is not None and self._last[1] is completions and self._last[0] == prompts:
-            return self._last[2]
+        last = self._last  # looked up once: another thread may be at its own completions
+        if last is not None and last[1] is completions and last[0] == prompts:
+            return last[2]
         if len(prompts) != len(completions):
             raise ValueError(
                 f"prompts: expected {len(completions)}, one a completion, got {len(prompts)}"
@@ -110,7 +112,7 @@ class RewardBank:
         weight, bias = self.head.weight.float(), self.head.bias
         parts = [torch.empty(0, self.n_groups)]
         for first in range(0, len(ids), self.batch_size):
-            tokens, mask = scoring.padded(ids[first : first + self.batch_size], pad, device)
+            tokens, mask = padded(ids[first : first + self.batch_size], device, pad)
             rewards = scoring.rewards(
                 self.model.base_model,
                 tokens,

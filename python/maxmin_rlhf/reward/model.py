@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from maxmin_rlhf.pooling import POOLINGS
 from maxmin_rlhf.reward.card import card
-from maxmin_rlhf.reward.scoring import POOLINGS
 
 FORMAT = 1
 _HEADS = ("score", "classifier")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from maxmin_kernels import functional
-
-POOLINGS = ("last", "mean", "cls")
+from maxmin_rlhf.pooling import joined, pool, position
 
 
 def tokenize(
@@ -25,10 +23,7 @@ def tokenize(
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         plain = isinstance(completion, str)
         if plain:
-            runs_on = (
-                prompt and completion and not (prompt[-1].isspace() or completion[0].isspace())
-            )
-            text = prompt + ("\n" if runs_on else "") + completion
+            text = joined(prompt, completion)
         elif getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
                 f"completions: number {i} is a conversation, and the tokenizer has no chat template"
@@ -43,17 +38,6 @@ def tokenize(
     return out
 
 
-def padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, T) token ids and mask. Padded on the right: positions then count from the text's own beginning."""
-    width = max(map(len, ids))
-    tokens = torch.full((len(ids), width), pad, dtype=torch.int64)
-    mask = torch.zeros(len(ids), width, dtype=torch.int64)
-    for row, some in enumerate(ids):
-        tokens[row, : len(some)] = torch.tensor(some)
-        mask[row, : len(some)] = 1
-    return tokens.to(device), mask.to(device)
-
-
 def rewards(
     trunk: nn.Module,
     tokens: Tensor,
@@ -66,9 +50,6 @@ def rewards(
 ) -> Tensor:
     """(B, K) of K heads on the trunk's last hidden states.
 
-    What is read is told by the mask, never by the padding token: where that is also the end mark, a text's own end
-    counts.
-
     Args:
         tokens, mask: ``(B, T)``.
         weight, bias: ``(K, D)`` float32 and ``(K,)``.
@@ -76,14 +57,9 @@ def rewards(
         normalize: divide each pooled vector by its length.
     """
     hidden: Tensor = trunk(input_ids=tokens, attention_mask=mask).last_hidden_state
-    if pooling == "mean":
-        share = mask[..., None].float()
-        vectors = (hidden.float() * share).sum(1) / share.sum(1)
-    else:
-        at = mask.argmax(1) if pooling == "cls" else functional.last_token_index(mask)
-        if not normalize:
-            return functional.reward_heads(hidden, weight, bias, at)
-        vectors = hidden[torch.arange(len(hidden), device=hidden.device), at].float()
+    if pooling != "mean" and not normalize:
+        return functional.reward_heads(hidden, weight, bias, position(mask, pooling))
+    vectors = pool(hidden, mask, pooling)
     if normalize:
         vectors = nn.functional.normalize(vectors, dim=1)
     return functional.reward_heads(vectors, weight, bias)

@@ -48,7 +48,8 @@ def _struct(name: str, *fields: tuple[str, type]) -> type[ctypes.Structure]:
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 # As csrc/include/maxmin/em_pass_cuda.h.
 Plan = _struct("Plan", ("tiles", _P), ("tile_begin", _P), ("n_clusters", _L), ("carry", _I), ("steps", _I), ("n_chunks", _L), ("n_split", _L), ("split_begin", _P), ("split_annotator", _P))  # fmt: skip
-Heads = _struct("Heads", ("n_heads", _L), ("n_features", _L), ("weight", _P), ("log_weights", _P), ("mixture_begin", _P), ("mixture_end", _P))  # fmt: skip
+Heads = _struct("Heads", ("n_heads", _L), ("n_features", _L), ("weight", _P), ("log_weights", _P), ("mixture_begin", _P), ("mixture_end", _P), ("half", _I), ("margin_scale", _P), ("coef_scale", _P))  # fmt: skip
+Objective = _struct("Objective", ("sets", _I), ("hard", _I), ("label_noise", ctypes.c_double), ("temperature", ctypes.c_double))  # fmt: skip
 Outputs = _struct("Outputs", ("log_resp", _P), ("evidence", _P), ("mass", _P), ("gradient", _P))
 Scratch = _struct("Scratch", ("evidence_parts", _P), ("mass_parts", _P), ("gradient_parts", _P), ("chunk_sums", _P), ("chunk_gradients", _P), ("split_resp", _P), ("split_evidence", _P))  # fmt: skip
 
@@ -82,12 +83,13 @@ class Emulator:
         return self.clusters
 
     def em_pass_tiles(
-        self, sizes: Tensor, carry: bool, n_clusters: int, chunk_rows: int
+        self, sizes: Tensor, lengths: Tensor | None, carry: bool, n_clusters: int, chunk_rows: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         counts = (ctypes.c_int64 * 2)()
         most = self.chunk_rows or chunk_rows
         begin = torch.zeros(n_clusters + 1, dtype=torch.int32)
-        given = (_P(sizes.data_ptr()), _L(sizes.shape[0]), _I(carry), _L(n_clusters), _L(most), counts)  # fmt: skip
+        length = _P(None if lengths is None else lengths.data_ptr())
+        given = (_P(sizes.data_ptr()), _L(sizes.shape[0]), length, _I(carry), _L(n_clusters), _L(most), counts)  # fmt: skip
         self.library.cut_tiles(*given, None, None, None, None)
         tiles = torch.zeros(counts[0], 256, dtype=torch.uint8)
         split_begin = torch.zeros(counts[1] + 1, dtype=torch.int32)
@@ -108,6 +110,11 @@ class Emulator:
         log_weights: Tensor,
         mixture_begin: Tensor,
         mixture_end: Tensor,
+        scales: Tensor | None,
+        sets: bool,
+        label_noise: float,
+        hard: bool,
+        temperature: float,
         n_chunks: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (H, D), Q, S = weight.shape, tile_begin.shape[0] - 1, split_annotator.shape[0]
@@ -116,13 +123,17 @@ class Emulator:
         outputs = [torch.full((n_annotators, H), torch.nan), torch.full((H,), torch.nan, **float64), torch.full((H,), torch.nan, **float64), torch.full((H, D), torch.nan)]  # fmt: skip
         scratch = [torch.full((Q, H), torch.nan, **float64), torch.full((Q, H), torch.nan, **float64), torch.full((Q, H, D), torch.nan), torch.full((n_chunks, H, 2), torch.nan), torch.full((n_chunks, H, D), torch.nan), torch.full((S, H), torch.nan, **float64), torch.full((S, H), torch.nan, **float64)]  # fmt: skip
         plan = Plan(*_pointers(tiles, tile_begin), Q, carry, 5, n_chunks, S, *_pointers(split_begin, split_annotator))  # fmt: skip
-        heads = Heads(H, D, *_pointers(weight, log_weights, mixture_begin, mixture_end))
+        half = features.dtype == torch.float16
+        assert (scales is not None) == half
+        scale = _pointers(scales, scales[H:]) if scales is not None else [None, None]
+        heads = Heads(H, D, *_pointers(weight, log_weights, mixture_begin, mixture_end), half, *scale)  # fmt: skip
         out, parts = Outputs(*_pointers(*outputs)), Scratch(*_pointers(*scratch))
         result = self.library.emulate(
             _I(self.variant),
             ctypes.c_uint(self.seed),
             ctypes.byref(plan),
             ctypes.byref(heads),
+            ctypes.byref(Objective(sets, hard, label_noise, temperature)),
             _P(features.data_ptr()),
             _L(features.shape[0]),
             _L(features.stride(0)),

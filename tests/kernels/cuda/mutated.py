@@ -16,18 +16,30 @@ import maxmin_kernels as mk
 from tests.kernels.cuda.emulator import Emulator
 from tests.kernels.cuda.layouts import LONG, assert_near, emulated, exact, problem
 
-# Emulator options: carried annotators, an odd ring with chunks, eight slots.
-RUNS: list[dict[str, Any]] = [
-    {"variant": 1},
-    {"variant": 2, "chunk_rows": 96},
-    {"variant": 3, "chunk_rows": 64},
+# (emulator options, problem): carried annotators, an odd ring with chunks, eight slots, float16, choice sets.
+RUNS: list[tuple[dict[str, Any], str]] = [
+    ({"variant": 1}, "pairs"),
+    ({"variant": 2, "chunk_rows": 96}, "pairs"),
+    ({"variant": 3, "chunk_rows": 64}, "pairs"),
+    ({"variant": 8, "chunk_rows": 64, "carry": True}, "float16"),
+    ({"variant": 1, "carry": True}, "choices"),
+    ({"variant": 1, "carry": True}, "ties"),
 ]
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "pairs": problem(LONG[:8], 500, (3, 5), weighted=True),
+    "float16": problem([1, 33, 5, 70], 130, (3, 2), True, torch.float16, 1e-6),
+    "choices": problem([2, 33, 5, 7], 130, (3, 2), True, sets=13, label_noise=0.2),
+    "ties": problem([5, 33, 7], 130, (3, 2), hard=True),
+}
+PROBLEMS["ties"]["weight"][1:] = PROBLEMS["ties"]["weight"][0].clone()
+PROBLEMS["ties"]["log_weights"][:] = 0.0
 
 
-def verdict(path: str, given: dict[str, Any], truth: mk.EMPass) -> str:
+def verdict(path: str, truths: dict[str, mk.EMPass]) -> str:
     compiled = ctypes.CDLL(path)
     try:
-        for options in RUNS:
+        for options, name in RUNS:
+            given, truth = PROBLEMS[name], truths[name]
             outs = [emulated(Emulator(seed=s, compiled=compiled, **options), given) for s in (1, 2)]
             for out in outs:
                 assert_near(out, truth)
@@ -39,12 +51,11 @@ def verdict(path: str, given: dict[str, Any], truth: mk.EMPass) -> str:
 
 def main(paths: list[str]) -> None:
     torch.set_num_threads(1)  # what follows forks
-    given = problem(LONG[:8], 500, (3, 5), weighted=True)
-    truth = exact(given)
+    truths = {name: exact(given) for name, given in PROBLEMS.items()}
     for path in paths:
         child = os.fork()
         if child == 0:
-            found = {"noticed": 0, "missed": 1}[verdict(path, given, truth)]
+            found = {"noticed": 0, "missed": 1}[verdict(path, truths)]
             os._exit(found)
         status = os.waitpid(child, 0)[1]
         crashed = os.WIFSIGNALED(status)  # it wrote where it must not

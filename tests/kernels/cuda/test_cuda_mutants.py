@@ -14,7 +14,7 @@ from tests.kernels.cuda.emulator import KERNEL, ROOT, compile_library, needs_sou
 pytestmark = [pytest.mark.slow, needs_sources]
 
 # {fault: (file, right, wrong)}
-KERNEL_FILE = "em_pass_kernel.cuh"
+KERNEL_FILE, ROW_FILE = "em_pass_kernel.cuh", "em_pass_row.cuh"
 MUTANTS = {
     "none": (KERNEL_FILE, "if (n > 0) margins(0);", "if (n > 0) margins(0);"),
     "one inbox for two": (KERNEL_FILE, "(e * C + me) * (F::kInbox / 4)", "me * (F::kInbox / 4)"),
@@ -51,8 +51,38 @@ MUTANTS = {
     ),
     "two parts of a weight for three": (
         KERNEL_FILE,
-        "for (int i = 0; i < 4; ++i) v[i] = bf16_rest(v[i]);",
-        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? bf16_rest(v[i]) : 0.f;",
+        "for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = p == 0 ? rest<kHalf>(v[i]) : 0.f;",
+    ),
+    "one part of a float16 weight for two": (
+        KERNEL_FILE,
+        "for (int i = 0; i < 4; ++i) v[i] = rest<kHalf>(v[i]);",
+        "for (int i = 0; i < 4; ++i) v[i] = kHalf ? 0.f : rest<kHalf>(v[i]);",
+    ),
+    "coefficients of float16 not scaled": (KERNEL_FILE, "? *a.coef_scale : 1.f;", "? 1.f : 1.f;"),
+    "margins of float16 left scaled": (KERNEL_FILE, "m *= __int_as_float(table[h].w);", ";"),
+    "a choice counted once a row": (
+        KERNEL_FILE,
+        "lane == comparison.first ? v * term.log_prob : 0.f;",
+        "v * term.log_prob;",
+    ),
+    "choices that know nothing of each other": (
+        ROW_FILE,
+        "if (lane - o >= c.first) total += y;",
+        "if (lane >= o) total += y;",
+    ),
+    "the first alternative's weight for all": (
+        ROW_FILE,
+        "total, c.last) + (",
+        "total, c.first) + (",
+    ),
+    "noise among two, whatever is offered": (ROW_FILE, "logf(noise / offered)", "logf(noise / 2)"),
+    "noise in the likelihood alone": (ROW_FILE, "t.share * __expf(kept - log_prob)", "t.share"),
+    "the last of equals": (KERNEL_FILE, "earlier |= k < h &&", "earlier |= k > h &&"),
+    "a comparison cut by a tile": (
+        "em_pass_tiles.h",
+        "if (!lengths_) return room;",
+        "return room;",
     ),
     "a chunk left out": (
         "em_pass_join.cuh",

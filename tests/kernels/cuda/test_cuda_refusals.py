@@ -37,12 +37,24 @@ def transposed():
 ITEMS = {"chosen": torch.zeros(8, dtype=torch.int64), "rejected": torch.ones(8, dtype=torch.int64)}
 REASONS = {
     "items": (arguments(**ITEMS), "it serves rows, got an item table"),
-    "hard": (arguments(hard=True), "plain soft EM, got hard=True"),
-    "noise": (arguments(label_noise=0.1), "label_noise=0.1"),
-    "tempered": (arguments(temperature=2.0), "temperature=2.0"),
-    "float16": (arguments(dtype=torch.float16), "bfloat16 features, got torch.float16"),
-    "float64": (arguments(dtype=torch.float64), "bfloat16 features, got torch.float64"),
-    "17 heads": (arguments(n_heads=17), "1 to 16 heads, got 17"),
+    "hard on a CPU": (arguments(hard=True), "an NVIDIA GPU, got one on cpu"),
+    "noise on a CPU": (arguments(label_noise=0.1), "an NVIDIA GPU, got one on cpu"),
+    "float32": (arguments(dtype=torch.float32), "bfloat16 and float16 features, got torch.float32"),
+    "float64": (arguments(dtype=torch.float64), "bfloat16 and float16 features, got torch.float64"),
+    "float16 on a CPU": (arguments(dtype=torch.float16), "an NVIDIA GPU, got one on cpu"),
+    "33 heads": (arguments(n_heads=33), "1 to 32 heads, got 33"),
+    "one mixture of 17 heads": (
+        arguments(n_heads=17),
+        r"two blocks of 16 heads, got mixtures of \[17\]",
+    ),
+    "mixtures that go into no two blocks": (
+        arguments(n_heads=32, mixture_indptr=torch.tensor([0, 11, 22, 32])),
+        r"two blocks of 16 heads, got mixtures of \[11, 11, 10\]",
+    ),
+    "32 heads on a CPU": (
+        arguments(n_heads=32, mixture_indptr=torch.tensor([0, 16, 32])),
+        "an NVIDIA GPU, got one on cpu",
+    ),
     "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
     "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
     "no rows": (arguments(n_rows=0), "rows, got 0"),
@@ -60,10 +72,12 @@ def test_forced_it_says_why_not(name):
         mk.em_pass(*given, **options)
 
 
-def test_choice_sets_are_not_served():
-    (x, _, *rest), _ = arguments()
-    with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match="it serves pairs, got choice"):
-        mk.em_pass(x, torch.tensor([0, 4]), *rest, choice_indptr=torch.tensor([0, 2, 4, 6, 8]))
+def test_a_comparison_longer_than_a_tile_is_not_served():
+    (x, _, *rest), _ = arguments(n_rows=40)
+    for longest, message in ((33, "at most 32 rows, got one of 33"), (32, "GPU, got one on cpu")):
+        choices = torch.tensor([0, 2, 2 + longest, 40])
+        with mk.backend("em_pass:cuda"), pytest.raises(ValueError, match=message):
+            mk.em_pass(x, torch.tensor([0, 3]), *rest, choice_indptr=choices)
 
 
 def test_another_architecture_is_named(monkeypatch):
@@ -95,4 +109,8 @@ def test_a_pointer_that_leads_astray_is_refused():
     x = torch.ones(8, 64, dtype=torch.bfloat16)
     for indptr in ([0, 9], [0, 5, 3, 8], [1, 8]):
         with pytest.raises(ValueError, match="indptr: expected 0 to 8 without a step down"):
-            _cuda._cut_tiles(x, torch.tensor(indptr), 8)
+            _cuda._cut_tiles(x, torch.tensor(indptr), 8, None)
+    for choices in ([0, 9], [0, 5, 3, 8], [1, 8]):
+        indptr = torch.tensor([0, len(choices) - 1])
+        with pytest.raises(ValueError, match="choice_indptr: expected 0 to 8 without a step down"):
+            _cuda._cut_tiles(x, indptr, 8, torch.tensor(choices))

@@ -25,7 +25,7 @@ inline int conflicts(const std::vector<int>& bytes, int width) {
 template <int H, int WARPS>
 int conflicts_of_pass() {
   using namespace maxmin::em;
-  using F = Config<H, 2, WARPS, 4, 3, false>;
+  using F = Config<H, 2, WARPS, 4, false, false>;
   int found = 0;
   // ldmatrix takes eight rows of 16 bytes at a time.
   for (int i = 0; i < 4; ++i) {

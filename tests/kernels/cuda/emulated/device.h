@@ -3,6 +3,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -30,19 +31,33 @@ struct int4 {
 inline float2 make_float2(float a, float b) { return {a, b}; }
 inline float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 inline int4 make_int4(int a, int b, int c, int d) { return {a, b, c, d}; }
-struct __nv_bfloat16 {
-  uint16_t u;
-};
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+inline uint16_t to_bf16(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
-  return {static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+  return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 inline float bf16_value(uint32_t bits) {
   bits <<= 16;
   float x;
   std::memcpy(&x, &bits, 4);
   return x;
+}
+// IEEE 754's binary16: 10 bits behind the point, exponents -14 to 15, below them steps of 2^-24.
+inline uint16_t to_half(float x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  if (std::isnan(x)) return 0x7fff;
+  if (x == 0.f) return sign;
+  const float size = std::fabs(x);
+  const int exponent = size < 0x1p-14f ? -14 : std::min(std::ilogb(size), 16);
+  const int steps = static_cast<int>(std::nearbyint(std::ldexp(double(size), 10 - exponent)));  // ties to even
+  // A carry out of the mantissa counts the exponent up, to infinity at last.
+  return sign | static_cast<uint16_t>(std::min(((exponent + 14) << 10) + steps, 0x7c00));
+}
+inline float half_value(uint32_t bits) {
+  const int exponent = (bits >> 10) & 31, mantissa = bits & 0x3ff;
+  float x = std::ldexp(float(exponent ? 0x400 + mantissa : mantissa), (exponent ? exponent : 1) - 25);
+  if (exponent == 31) x = mantissa ? NAN : INFINITY;
+  return bits & 0x8000 ? -x : x;
 }
 inline int __float_as_int(float x) {
   int i;
@@ -55,6 +70,9 @@ inline float __int_as_float(int i) {
   return x;
 }
 inline float __expf(float x) { return expf(x); }
+using std::isnan;
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 
 // Features behind a "tensor map"; pitch in elements.
@@ -66,6 +84,8 @@ struct Index {
   unsigned x;
 };
 static Index threadIdx, blockIdx, blockDim;
+
+#define MAXMIN_DEVICE inline
 
 namespace device {
 
@@ -239,6 +259,7 @@ inline void landed(const void* b, int bytes) {
 }
 
 inline uint64_t read_once_policy() { return 0; }
+inline uint64_t read_again_policy() { return 1; }
 // Bits 4-6 of the linear address are xored with bits 7-9; what lies outside the features is zero.
 inline void copy_box(uint32_t dst, const CUtensorMap* m, int column, int row, uint64_t* bar, uint64_t) {
   uint8_t* d = device::at(dst);
@@ -288,12 +309,16 @@ inline void load_any(uint32_t (&r)[4], uint32_t addr, bool transposed) {
 }
 inline void load_matrices(uint32_t (&r)[4], uint32_t addr) { load_any(r, addr, false); }
 inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t addr) { load_any(r, addr, true); }
-inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <bool kHalf>
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   uint32_t in[10] = {a[0], a[1], a[2], a[3], b0, b1};
   std::memcpy(in + 6, d, 16);
   const uint32_t* out = device::together(in, 10, [](device::Warp& w) {
     float A[16][16], B[16][8];
-    auto half = [&](int l, int reg, int i) { return bf16_value((w.in[l][reg] >> (16 * (i & 1))) & 0xffff); };
+    auto half = [&](int l, int reg, int i) {
+      const uint32_t bits = (w.in[l][reg] >> (16 * (i & 1))) & 0xffff;
+      return kHalf ? half_value(bits) : bf16_value(bits);
+    };
     for (int l = 0; l < 32; ++l) {
       const int g = l / 4, t = (l % 4) * 2;
       for (int i = 0; i < 8; ++i) A[(i / 2) % 2 ? g + 8 : g][t + (i & 1) + (i < 4 ? 0 : 8)] = half(l, i / 2, i);
@@ -311,10 +336,18 @@ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
   std::memcpy(d, out, 16);
 }
 
-inline uint32_t pack_bf16(float low, float high) {
-  return __float2bfloat16_rn(low).u | uint32_t(__float2bfloat16_rn(high).u) << 16;
+template <bool kHalf>
+uint16_t rounded(float x) {
+  return kHalf ? to_half(x) : to_bf16(x);
 }
-inline float bf16_rest(float x) { return x - bf16_value(__float2bfloat16_rn(x).u); }
+template <bool kHalf>
+uint32_t packed(float low, float high) {
+  return rounded<kHalf>(low) | uint32_t(rounded<kHalf>(high)) << 16;
+}
+template <bool kHalf>
+float rest(float x) {
+  return x - (kHalf ? half_value(to_half(x)) : bf16_value(to_bf16(x)));
+}
 inline void two_sum(float a, float b, float& sum, float& error) {
   const volatile float s = a + b, t = s - a, u = s - t;
   sum = s, error = (a - u) + (b - t);

@@ -17,15 +17,18 @@ namespace {
 template <class Visit>
 int visit_emulated(int which, Visit visit) {
   switch (which) {
-    case 0: return visit(Config<8, 2, 4, 6, 3, false, false>{});  // 512 columns
-    case 1: return visit(Config<8, 2, 4, 6, 3, true, true>{});
-    case 2: return visit(Config<8, 4, 4, 5, 3, true, true>{});     // 1024; an odd ring
-    case 3: return visit(Config<8, 2, 4, 8, 3, true, true>{});     // a longer ring
-    case 4: return visit(Config<16, 2, 8, 5, 3, true, true>{});    // 1024; two heads a warp
-    case 5: return visit(Config<16, 2, 8, 10, 3, false, true>{});  // as compiled
+    case 0: return visit(Config<8, 2, 4, 6, false, false, false>{});  // 512 columns
+    case 1: return visit(Config<8, 2, 4, 6, false, true>{});
+    case 2: return visit(Config<8, 4, 4, 5, false, true>{});  // 1024; an odd ring
+    case 3: return visit(Config<8, 2, 4, 8, false, true>{});  // a longer ring
+    case 8: return visit(Config<8, 2, 4, 6, true, true>{});   // float16
 #ifndef MAXMIN_QUICK
-    case 6: return visit(Config<8, 4, 16, 6, 3, true, true>{});   // as compiled: 4096
-    case 7: return visit(Config<16, 8, 8, 10, 3, true, true>{});  // as compiled: 4096
+    case 4: return visit(Config<16, 2, 8, 5, false, true>{});    // 1024; two heads a warp
+    case 5: return visit(Config<16, 2, 8, 10, false, false>{});  // as compiled
+    case 6: return visit(Config<8, 4, 16, 6, false, true>{});    // as compiled: 4096
+    case 7: return visit(Config<16, 8, 8, 10, false, true>{});   // as compiled: 4096
+    case 9: return visit(Config<16, 2, 8, 10, true, false>{});   // float16, as compiled
+    case 10: return visit(Config<8, 4, 16, 6, true, true>{});    // float16, as compiled: 4096
 #endif
   }
   return 1;
@@ -50,12 +53,23 @@ int bank_conflicts(int heads, int warps) {
   return warps == 8 ? banks::conflicts_of_pass<16, 8>() : banks::conflicts_of_pass<16, 16>();
 }
 
+// What the kernel makes of x: the sum of its parts.
+double sum_of_parts(int half, float x) {
+  double sum = 0.;
+  for (int p = 0; p < (half ? 2 : 3); ++p) {
+    sum += half ? half_value(rounded<true>(x)) : bf16_value(rounded<false>(x));
+    x = half ? rest<true>(x) : rest<false>(x);
+  }
+  return sum;
+}
+
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
 
 // Called twice: without places to write to it says how much there is.
-void cut_tiles(const int64_t* sizes, int64_t n, int carry, int64_t n_clusters, int64_t chunk_rows, int64_t counts[2],
-               void* tiles, int32_t* begin, int32_t* split_begin, int64_t* split_annotator) {
-  const Tiles cut = TileCutter(sizes, n, carry, chunk_rows).cut(n_clusters);
+void cut_tiles(const int64_t* sizes, int64_t n, const int64_t* lengths, int carry, int64_t n_clusters,
+               int64_t chunk_rows, int64_t counts[2], void* tiles, int32_t* begin, int32_t* split_begin,
+               int64_t* split_annotator) {
+  const Tiles cut = TileCutter(sizes, n, lengths, carry, chunk_rows).cut(n_clusters);
   counts[0] = static_cast<int64_t>(cut.tiles.size());
   counts[1] = static_cast<int64_t>(cut.split_annotator.size());
   if (!tiles) return;
@@ -67,12 +81,14 @@ void cut_tiles(const int64_t* sizes, int64_t n, int carry, int64_t n_clusters, i
 
 // As maxmin_em_pass_cuda; the seed decides the interleaving. 0, 1 no such variant, 2 stuck (said on stdout).
 int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
-            const void* features, int64_t n_rows, int64_t stride_row, const maxmin_em_cuda_outputs* out,
-            const maxmin_em_cuda_scratch* scratch) {
+            const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows, int64_t stride_row,
+            const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch) {
   const Arguments a{static_cast<const Tile*>(plan->tiles),
                     plan->tile_begin,
                     heads->weight,
                     heads->log_weights,
+                    heads->margin_scale,
+                    heads->coef_scale,
                     heads->mixture_begin,
                     heads->mixture_end,
                     out->log_resp,
@@ -81,12 +97,17 @@ int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const max
                     scratch->gradient_parts,
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
-                    heads->n_features};
+                    heads->n_features,
+                    head_blocks(heads->n_heads),
+                    objective_of(*objective)};
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
-    if (heads->n_heads != F::H || heads->n_features > F::kColumns || plan->carry != F::kCarry) return 1;
-    for (int q = 0; q < plan->n_clusters; ++q) {
+    if (heads->n_heads != F::H * a.head_blocks || heads->n_features > F::kColumns || plan->carry != F::kCarry ||
+        heads->half != F::kHalf) {
+      return 1;
+    }
+    for (int q = 0; q < plan->n_clusters * a.head_blocks; ++q) {
       const char* error = device::run(F::C, F::kThreads, F::kBytes, q, seed, [&] { em_pass_kernel<F>(map, a); });
       if (error) {
         std::printf("variant %d, seed %u: %s\n", which, seed, error);
