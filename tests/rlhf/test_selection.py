@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -394,3 +396,13 @@ def test_weights_count():
         for d in (half, weighted)
     )
     assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_checkpoint_that_some_processes_do_not_have(tmp_path, two):
+    """As the second of two processes, whose first says that it has none."""
+    files = tmp_path / "kept"
+    files.write_bytes(b"")
+    ranks = replace(Ranks.of(two.data), group=SimpleNamespace(size=lambda: 2))
+    object.__setattr__(ranks, "sum", lambda mine: (mine + 0.0,))
+    with pytest.raises(ValueError, match="checkpoint: expected the same file for every process"):
+        Notes(files, 0, 3, first=False).open(ranks, {})

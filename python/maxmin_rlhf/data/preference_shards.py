@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maxmin_rlhf.data._arrays import Int, check_finite, pointer
+from maxmin_rlhf.data._arrays import Int, pointer
 from maxmin_rlhf.data.feature_store import DTYPES, check_size, read_index
 from maxmin_rlhf.data.preferences import PreferenceData
 from maxmin_rlhf.data.row_files import RowFiles, tensor_offset
-from maxmin_rlhf.data.store_writer import StoreWriter
 
-_KIND = "maxmin preference store"
-_DTYPES = {**DTYPES, "float64": torch.float64}
+KIND = "maxmin preference store"
+STORED = {**DTYPES, "float64": torch.float64}
 
 
 @dataclass(eq=False)
@@ -54,32 +53,13 @@ class Source:
         return self.indptr if self.choice_indptr is None else self.choice_indptr[self.indptr]
 
 
-class ShardWriter(StoreWriter):
-    """Adds annotators to a store."""
-
-    kind, dtypes = _KIND, _DTYPES
-
-    def add(self, data: PreferenceData) -> None:
-        """One shard of ``data``, in the rows form."""
-        check_finite("features", data.features)
-        tensors = {
-            "features": data.features.contiguous(),
-            "indptr": data.indptr,
-            "annotators": _as_tensor(data.annotators_),
-        }
-        for name in ("choice_indptr", "weight"):
-            if getattr(data, name) is not None:
-                tensors[name] = getattr(data, name)
-        self._add(tensors, {"rows": data.n_rows, "annotators": data.n_annotators})
-
-
 def open_shards(path: Path) -> Source:
     """Read the small tensors of every shard, and where its rows begin.
 
     Raises:
         FileNotFoundError, ValueError: no store, a damaged one, one without annotators; an annotator in two places.
     """
-    index = read_index(path, _KIND, "PreferenceStore.append")
+    index = read_index(path, KIND, "PreferenceStore.append")
     shards = index["shards"]
     if not shards:
         raise ValueError(f"{path}: expected preferences, got none: append some")
@@ -111,7 +91,7 @@ def open_shards(path: Path) -> Source:
             "comparisons of an annotator at once, or one part after the other"
         )
     return Source(
-        rows=RowFiles(parts, index["n_features"], _DTYPES[index["dtype"]]),
+        rows=RowFiles(parts, index["n_features"], STORED[index["dtype"]]),
         indptr=pointer(np.concatenate(every_count)),
         annotators=annotators,
         choice_indptr=_joined(small, "choice_indptr"),
@@ -143,19 +123,6 @@ def _joined(small: list[dict[str, Tensor]], name: str) -> Any:
         parts.append(usual if there is None else there.numpy())
     joined = np.concatenate(parts)
     return pointer(joined) if name == "choice_indptr" else joined.astype(np.float64)
-
-
-def _as_tensor(ids: NDArray[Any]) -> Tensor:
-    """Whole numbers as they are, strings as JSON."""
-    if ids.dtype.kind in "iu":
-        return torch.from_numpy(ids.astype(np.int64))
-    values = ids.tolist()
-    bad = [value for value in values if not isinstance(value, str)]
-    if bad:
-        raise TypeError(
-            f"annotators: expected strings or whole numbers, got {type(bad[0]).__name__} ({bad[0]!r})"
-        )
-    return torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
 
 
 def _as_ids(kept: Tensor) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maxmin_rlhf.data._arrays import as_index, pointer
-from maxmin_rlhf.data.preference_shards import ShardWriter, Source, open_shards
+from maxmin_rlhf.data.preference_shards import Source, open_shards
 from maxmin_rlhf.data.preferences import PreferenceData
 from maxmin_rlhf.data.store_blocks import Block, StorePart
 
@@ -69,6 +69,8 @@ class PreferenceStore:
         Raises:
             ValueError: a table of items, other features than the store has, a foreign folder. TypeError: other ids.
         """
+        from maxmin_rlhf.data.preference_writer import ShardWriter
+
         if data.is_indexed:
             raise ValueError(
                 "data: expected rows of differences (from_arrays, from_pairs), got a table of items, which is in memory"
