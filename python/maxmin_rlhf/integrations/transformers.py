@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,28 +99,27 @@ class MixtureRewardTrainer(Trainer):
         if mixture is not None:
             self.running.start(mixture)
         place = {annotator: i for i, annotator in enumerate(counts)}
-        options = {"max_length": found["max_length"], "place": place}
-        self._token_options = {"tokenizer": processing_class, **options}
+        self._token_options = {"tokenizer": processing_class, "max_length": found["max_length"], "place": place}  # fmt: skip
         train_dataset = self._tokenized(train_dataset, "train_dataset")
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {n: self._tokenized(d, n) for n, d in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._tokenized(eval_dataset, "eval_dataset")
         if args.n_gpu > 1:
-            raise ValueError(
-                f"args: expected a process for each device (torchrun, accelerate launch), got one for {args.n_gpu}"
-            )
+            raise ValueError(f"args: expected a process for each device (torchrun), got one for {args.n_gpu}")  # fmt: skip
         self._names, self._settings, self._per_annotator = names, found, pairs_per_annotator
         _freeze_unused(model, head)
         # Whatever wraps the model (PEFT, DDP, FSDP, autocast) then goes through it.
         model.forward = MethodType(_rewards, model)
-        self._core: Any = model
-        self._forward: Any = None
+        self._core, self._forward = model, cast(Any, None)
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
         args.remove_unused_columns = False
+        if args.gradient_checkpointing_kwargs is None:
+            # The other way, older releases' default, gives adapters on a frozen trunk no gradient.
+            args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         pad = model.config.pad_token_id or 0
         super().__init__(
             model,
