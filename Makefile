@@ -66,7 +66,7 @@ bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json, the table
 	set -e; for f in $(filter-out bench_gpu%,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.figures
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 bench-check: $(VENV)/.native  ## a short run beside the stored results of such a machine: ratios only
 	$(BIN)/python -m benchmarks.check

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_peers, check, report
+from benchmarks.tables import _markdown, fits
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = re.compile(r"\d[\d.,]*\s?(?:ms|s|%|×|GB|GiB|MB|TB/s|GFLOP/s)(?![\w])")
@@ -29,9 +30,9 @@ def test_no_figure_is_typed_by_hand(name: str) -> None:
 
 def test_every_figure_of_the_results_comes_from_a_file(tmp_path: Path, monkeypatch) -> None:
     before = {name: report.PARTS[name]() for name in ("results", "peers", "scaling")}
-    for path in report.RESULTS.glob("*.json"):
+    for path in _markdown.RESULTS.glob("*.json"):
         (tmp_path / path.name).write_text(json.dumps(changed(json.loads(path.read_text()))))
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(_markdown, "RESULTS", tmp_path)
     for name, text in before.items():
         pairs = list(zip(figures(text), figures(report.PARTS[name]()), strict=True))
         assert pairs and all(a != b for a, b in pairs), f"{name}: not from a file"
@@ -150,14 +151,14 @@ def test_a_machine_without_results_is_told_so(monkeypatch, capsys) -> None:
 
 def test_a_peer_that_was_given_up_is_shown_as_slower_at_least(monkeypatch) -> None:
     ours = [{"seconds": 0.5, "starts": 16, "passes": None, "peak_mb": 9, "before_mb": 5, "log_likelihood": -3.0}]  # fmt: skip
-    fits = [bench_peers.summary("ours", ours, 0.6, ours, -3.0), bench_peers.given_up("searchlogit", ours)]  # fmt: skip
+    rows = [bench_peers.summary("ours", ours, 0.6, ours, -3.0), bench_peers.given_up("searchlogit", ours)]  # fmt: skip
     found = {
         "words": {"ours": "we", "searchlogit": "they"},
-        "groups": {"3": fits},
+        "groups": {"3": rows},
         "absent": ["jax"],
     }
-    monkeypatch.setattr(report, "study", lambda name: found | {"device": "d", "starts": 16, "within": 0.1})  # fmt: skip
-    lines = report.peers().splitlines()
+    monkeypatch.setattr(fits, "study", lambda name: found | {"device": "d", "starts": 16, "within": 0.1})  # fmt: skip
+    lines = fits.peers().splitlines()
     assert "| we | 0.5 |  | 0.6 | 31 |  | 9 (4) | -3.00 | 1 of 1 | 16 |" in lines
     assert "| they | > 1920 | > 3840 × |  |  |  |  |  | given up after 120 s | 1 |" in lines
     assert lines[-1].endswith("Not installed there: jax.")
