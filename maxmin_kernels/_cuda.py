@@ -78,6 +78,8 @@ def em_pass_refusal(
             "it serves rows without gaps whose base and pitch are multiples of 16 bytes, got strides "
             f"{tuple(features.stride())} of 2 bytes at an address that leaves {features.data_ptr() % 16}"
         )
+    if not 1e-30 <= temperature <= 1e30:  # float32 on the device
+        return f"it serves temperatures from 1e-30 to 1e30, got {temperature}"
     if choice_indptr is not None and (longest := _longest(choice_indptr)) > _TILE_ROWS:
         return f"it serves comparisons of at most {_TILE_ROWS} rows, got one of {longest}"
     return _device_refusal(features.device) or load()

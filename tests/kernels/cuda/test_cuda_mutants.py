@@ -71,11 +71,6 @@ MUTANTS = {
         "if (lane - o >= c.first) total += y;",
         "if (lane >= o) total += y;",
     ),
-    "the first alternative's weight for all": (
-        ROW_FILE,
-        "total, c.last) + (",
-        "total, c.first) + (",
-    ),
     "noise among two, whatever is offered": (ROW_FILE, "logf(noise / offered)", "logf(noise / 2)"),
     "noise in the likelihood alone": (ROW_FILE, "t.share * __expf(kept - log_prob)", "t.share"),
     "the last of equals": (KERNEL_FILE, "earlier |= k < h &&", "earlier |= k > h &&"),
@@ -110,7 +105,7 @@ def verdicts(tmp_path_factory):
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     command = [sys.executable, "-m", "tests.kernels.cuda.mutated", *libraries]
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line in ("noticed", "missed", "crashed")]
     return dict(zip(MUTANTS, said, strict=True))

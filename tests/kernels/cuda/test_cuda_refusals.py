@@ -57,6 +57,7 @@ REASONS = {
     ),
     "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
     "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
+    "freezing": (arguments(temperature=1e-40), "temperatures from 1e-30 to 1e30, got 1e-40"),
     "no rows": (arguments(n_rows=0), "rows, got 0"),
     "odd pitch": (sliced(), r"multiples of 16 bytes, got strides \(61, 1\)"),
     "odd base": (shifted(), "at an address that leaves 2"),
