@@ -368,6 +368,7 @@ def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 options = {"n_init": 1, "random_state": 0, "max_iter": 3}
 PreferenceMixture(2, **options).fit(PreferenceStore(sys.argv[1]))  # code, threads, the allocator's own
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew: imports may have had a higher one
 before = peak()
 store = PreferenceStore(sys.argv[2], block_bytes=int(sys.argv[3]))
 PreferenceMixture(2, **options).fit(store)
@@ -388,7 +389,7 @@ def test_two_blocks_are_in_memory(tmp_path):
     grown = int(subprocess.run(argv, env=environment, check=True, capture_output=True).stdout)
     n_annotators, n_heads = 4 * n // 20, 8
     other = 8 * n_annotators * (n_heads + 8) + 8 * n_heads * 128 * 64
-    assert block < grown < 2 * block + other + (4 << 20)  # of 82 MB
+    assert block < grown < 2 * block + other + (8 << 20)  # of 82 MB
 
 
 # ---- reading
