@@ -63,7 +63,7 @@ codegen: $(VENV)/.native  ## Triton's kernels compiled for devices that are not 
 
 bench: $(VENV)/.native  ## every benchmark: benchmarks/results/*.json, the tables and figures of README.md and docs/
 	-$(BIN)/python benchmarks/peers/setup.py $(VENV)/peers
-	set -e; for f in $(filter-out bench_gpu%,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
+	set -e; for f in $(filter-out bench_gpu% bench_stream,$(basename $(notdir $(wildcard benchmarks/bench_*.py)))); do $(BIN)/python -m benchmarks.$$f; done
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python -m benchmarks.figures
 	$(BIN)/python -m benchmarks.report

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.bench_stream import EACH, D, write
-from benchmarks.harness import write_study
+from benchmarks.harness import elsewhere, write_study
 from maxmin_rlhf import PreferenceMixture, PreferenceStore
 from maxmin_rlhf.mixture.bank import Bank
 from maxmin_rlhf.mixture.objective import Objective
@@ -84,7 +84,7 @@ def main() -> None:
     if args.worker:
         work(Path(args.worker[0]), int(args.worker[1]), args.rounds)
         return
-    load = os.getloadavg()[0]
+    others = elsewhere()
     with tempfile.TemporaryDirectory() as name:
         write(Path(name) / "store", args.rows)
         run = [sys.executable, "-m", "benchmarks.bench_ranks", "--rounds", str(args.rounds), "--worker", name]  # fmt: skip
@@ -93,7 +93,7 @@ def main() -> None:
         out = [process.communicate()[0] for process in both]
     if any(process.returncode for process in both):
         raise SystemExit(1)
-    findings: dict[str, Any] = {"rows": args.rows, "features": D, "pairs_an_annotator": EACH, "rounds": args.rounds, "load": round(load, 2)}  # fmt: skip
+    findings: dict[str, Any] = {"rows": args.rows, "features": D, "pairs_an_annotator": EACH, "rounds": args.rounds, "others": round(others(), 2)}  # fmt: skip
     for task, spent in json.loads(out[0]).items():
         one, one_cpu, two, two_cpu = np.array(spent).T
         findings[task] = {

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import floor_probes, write_study
+from benchmarks.harness import elsewhere, floor_probes, write_study
 from maxmin_rlhf import PreferenceData, PreferenceStore
 from maxmin_rlhf.data import row_files
 from maxmin_rlhf.mixture.bank import Bank
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10**8)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    others = elsewhere()
     row_files.CACHE_SHARE = 0.0  # nothing stays in the system's cache
     folder = args.folder / f"pairs-{args.rows}"
     began = time.perf_counter()
@@ -247,7 +247,7 @@ def main() -> None:
         "pairs_an_annotator": EACH,
         "heads": HEADS,
         "rounds": args.rounds,
-        "load": round(load, 2),
+        "others": round(others(), 2),
         "pass": large,
         "by_size": sizes,
         "memory": memory,

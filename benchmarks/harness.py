@@ -163,6 +163,26 @@ def write_records(records: list[dict[str, Any]]) -> Path:
     return path
 
 
+def elsewhere() -> Callable[[], float]:
+    """Starts to watch; the function says how many processors other programs have kept busy since, on average.
+
+    What this process and the children it has waited for used is not counted.
+    """
+
+    def spent() -> tuple[float, float]:
+        user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split()[1:5])
+        every = (user + nice + system) / os.sysconf("SC_CLK_TCK")
+        return every - sum(os.times()[:4]), time.monotonic()
+
+    others, began = spent()
+
+    def average() -> float:
+        now, ended = spent()
+        return max(0.0, (now - others) / (ended - began))
+
+    return average
+
+
 def write_study(name: str, findings: dict[str, Any]) -> Path:
     """What a study found, with its environment, to ``results/<name>.json``."""
     path = RESULTS / f"{name}.json"

@@ -39,6 +39,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu": kernels.gpu,
     "peers": fits.peers,
     "scale": fits.scale,
+    "real_work": kernels.real_work,
     "scaling": kernels.scaling,
     "compiled": kernels.compiled,
     "active": people.active,

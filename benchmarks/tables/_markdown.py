@@ -40,6 +40,8 @@ def interval(found: dict[str, float], scale: float = 1.0, digits: int = 2) -> st
 
 def busy(found: dict[str, Any]) -> str:
     """What to think of the times."""
-    if found["load"] < 0.5:
+    if found["others"] < 0.3:
         return ""
-    return f" Other programs ran on the machine meanwhile (load {found['load']:.1f}): times say little."
+    return (
+        f" Other programs kept {found['others']:.1f} processors busy meanwhile: times say little."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Any
 
 from benchmarks.tables._markdown import MISSING, every_file, short, study, table
 
@@ -101,6 +102,32 @@ def results() -> str:
             "them reaches is in docs/performance.md."
         )
     return "\n\n".join(parts) or MISSING
+
+
+def real_work() -> str:
+    """What `maxmin bench` shows on the machine of the results."""
+    found = study("operations")
+    if not found:
+        return MISSING
+    both: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for case in found["cases"]:
+        both.setdefault((case["op"], case["case"]), {})[case["vs"]] = case
+    rows = []
+    for (op, name), by in both.items():
+        case = by["torch"]
+        rows.append(
+            [
+                f"`{op}`, {name}",
+                ", ".join(f"{k}={v:,}" for k, v in case["shape"].items()),
+                case["dtype"],
+                f"{case['ms']:.3g}",
+                f"{100 * case['share_of_floor']:.0f} %",
+                f"{case['ratio']:.1f} ×",
+                f"{by['compile']['ratio']:.1f} ×",
+            ]
+        )
+    head = ["operation", "shape", "dtype", "ms", "of the floor", "faster than eager", "than torch.compile"]  # fmt: skip
+    return table(head, rows) + f"\n\n{found['device']}; medians of {found['rounds']} rounds."
 
 
 def scaling() -> str:

@@ -66,7 +66,7 @@ def live() -> str:
     runs, training = found["runs"], found["training"]
     gain = found["summary"]["all"]["live over frozen, mixture"]
     return table(["accuracy, %", *(heads[n] for n in parts)], rows) + (
-        f"\n\n{found['summary']['annotators']} pseudo-annotators, held out in {found['summary']['folds']} of three folds, a seed each; MiniLM "
+        f"\n\n{found['summary']['annotators']} pseudo-annotators, {'each held out once: three folds' if found['summary']['folds'] == 3 else 'held out in some of three folds'}, a seed each; MiniLM "
         f"of 22 million parameters, {training['adapters']}, {runs[0]['steps']} steps of {training['batch_pairs']} pairs, responses alone "
         f"cut to {training['max_length']} tokens; about {median(r['cpu_seconds'] for r in runs):.0f} s a run on one core. The step's size is "
         "chosen for each on training people. Held-out people's pairs are predicted from their other pairs, (11). What the "
