@@ -132,6 +132,13 @@ static void choose(const Choices<Real>& part, int64_t stride, Real* m, Real* l) 
   }
 }
 
+// What choose() makes of the margins, where nobody asks for the log-probabilities (l is room for them).
+template <class Real>
+static void choose_shares(const Choices<Real>& part, int64_t stride, Real* m, Real* l) {
+  if (part.choice_indptr || part.noise > 0) return choose(part, stride, m, l);
+  for (int64_t i = 0; i < part.n_rows * stride; i += kWidth<Real>) store(m + i, sigmoid_of_minus<Real>(load(m + i)));
+}
+
 // to[h] += factor x[h], in double.
 template <class Real>
 MAXMIN_INLINE void add_wide(double* to, Vec<Real> x, double factor) {
@@ -143,13 +150,32 @@ MAXMIN_INLINE void add_wide(double* to, Vec<Real> x, double factor) {
       store(to + k * w, load(to + k * w) + factor * __builtin_convertvector(p[k], Vec<double>));
 }
 
+// add_up() for kColumns vectors of heads from h on: their sums stay in registers.
+template <int kColumns, class Real>
+static void add_up_columns(const Choices<Real>& part, int64_t stride, const Real* __restrict__ l, int64_t c0,
+                           int64_t c1, double* __restrict__ joint, int64_t h) {
+  constexpr int w = kWidth<double>;
+  Vec<double> sum[kColumns];
+  MAXMIN_UNROLL for (int k = 0; k < kColumns; k++) sum[k] = load(joint + h + k * w);
+  for (int64_t c = c0; c < c1; c++) {
+    const double v = part.weight ? (double)part.weight[part.first + c] : 1.0;
+    MAXMIN_UNROLL for (int k = 0; k < kColumns; k++) sum[k] += v * load_double(l + c * stride + h + k * w);
+  }
+  MAXMIN_UNROLL for (int k = 0; k < kColumns; k++) store(joint + h + k * w, sum[k]);
+}
+
 // (4): joint[h] += sum over the comparisons c0 .. c1 of the part of v l, in double.
 template <class Real>
 static void add_up(const Choices<Real>& part, int64_t stride, const Real* __restrict__ l, int64_t c0, int64_t c1,
                    double* __restrict__ joint) {
+  constexpr int w = kWidth<double>;
+  int64_t h = 0;
+  for (; h + 4 * w <= stride; h += 4 * w) add_up_columns<4>(part, stride, l, c0, c1, joint, h);
+  for (; h + w <= stride; h += w) add_up_columns<1>(part, stride, l, c0, c1, joint, h);
+  if (h == stride) return;
   for (int64_t c = c0; c < c1; c++) {
     const double v = part.weight ? (double)part.weight[part.first + c] : 1.0;
-    for (int64_t h = 0; h < stride; h++) joint[h] += v * (double)l[c * stride + h];
+    for (int64_t k = h; k < stride; k++) joint[k] += v * (double)l[c * stride + k];
   }
 }
 
@@ -157,6 +183,17 @@ static void add_up(const Choices<Real>& part, int64_t stride, const Real* __rest
 template <class Real>
 static void weigh(const Choices<Real>& part, int64_t stride, const Real* __restrict__ scale, int64_t c0, int64_t c1,
                   Real* __restrict__ s) {
+  constexpr int w = kWidth<Real>;
+  if (!part.weight && stride > 0 && w % stride == 0) {  // few heads: a vector holds whole rows
+    Real rows[w];
+    for (int k = 0; k < w; k++) rows[k] = scale[k % stride];
+    const Vec<Real> factor = load(rows);
+    int64_t i = part.row(c0) * stride;
+    const int64_t end = part.row(c1) * stride;
+    for (; i + w <= end; i += w) store(s + i, load(s + i) * factor);
+    for (int k = 0; i < end; i++, k++) s[i] *= rows[k];
+    return;
+  }
   for (int64_t c = c0; c < c1; c++) {
     const Real v = part.weight ? part.weight[part.first + c] : Real(1);
     for (int64_t i = part.row(c); i < part.row(c + 1); i++)

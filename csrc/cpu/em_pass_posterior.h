@@ -17,11 +17,6 @@ struct MixtureBlock {
 };
 
 // ---- (4)
-MAXMIN_INLINE Vec<double> load_double(const double* p) { return load(p); }
-MAXMIN_INLINE Vec<double> load_double(const float* p) {
-  typedef float half __attribute__((vector_size(MAXMIN_VECTOR_BYTES / 2), aligned(4), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const half*>(p), Vec<double>);
-}
 // sums[h] += the n rows of l; `padded` columns.
 template <class Real>
 MAXMIN_INLINE void add_rows(const Real* l, int64_t n, int64_t padded, double* sums) {

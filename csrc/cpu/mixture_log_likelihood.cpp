@@ -106,7 +106,7 @@ void backward_task(void* context, int64_t task) {
     cut = next_cut<Real>(data, c, end, job.capacity);
     const Choices<Real> part = choices_between<Real>(data, c, cut);
     widen_row(job.margins + part.first_row * n_heads, 1, part.n_rows * n_heads, shares);
-    choose(part, n_heads, shares, log_prob);
+    choose_shares(part, n_heads, shares, log_prob);
     for (int64_t from = c; from < cut;) {
       while (data.indptr[a + 1] <= from) next();
       const int64_t to = least(cut, data.indptr[a + 1]);

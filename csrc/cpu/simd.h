@@ -47,6 +47,12 @@ template <class T>
 MAXMIN_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
 }
+// A vector of doubles from as many elements.
+MAXMIN_INLINE Vec<double> load_double(const double* p) { return load(p); }
+MAXMIN_INLINE Vec<double> load_double(const float* p) {
+  typedef float half __attribute__((vector_size(MAXMIN_VECTOR_BYTES / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const half*>(p), Vec<double>);
+}
 // The first n lanes (n < width) and `fill` in the others.
 template <class T>
 MAXMIN_INLINE Vec<T> load_part(const T* p, int n, T fill) {
@@ -185,6 +191,12 @@ MAXMIN_INLINE void log_sigmoid(Vec<T> m, Vec<T>& l, Vec<T>& s) {
   l = vmin(m, V{}) - atanh2(e * inv * e1);  // log1p(e) = 2 atanh(e / (2 + e))
   l = m != m ? m : l;
   s = m < T(0) ? i1 : e * i1;
+}
+// s of log_sigmoid alone.
+template <class T>
+MAXMIN_INLINE Vec<T> sigmoid_of_minus(Vec<T> m) {
+  Vec<T> e = vexp(-vabs<T>(m)), i1 = T(1) / (e + T(1));
+  return m < T(0) ? i1 : e * i1;
 }
 
 // ---- storage types: widen one vector of the accumulation type
