@@ -28,7 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import RLOOConfig
@@ -182,7 +181,11 @@ def log_likelihoods(
 def train(reference: Reference, weights: MaxMinWeights, seed: int) -> tuple[Any, list[list[float]]]:
     """The trained policy, and the groups' weights at each logged step."""
     setup = reference.setup
-    adapter = LoraConfig(r=setup.lora, lora_alpha=2 * setup.lora, target_modules="all-linear")
+    adapter = None
+    if setup.lora:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=setup.lora, lora_alpha=2 * setup.lora, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as scratch:
         config = RLOOConfig(
             output_dir=scratch,
@@ -212,7 +215,7 @@ def train(reference: Reference, weights: MaxMinWeights, seed: int) -> tuple[Any,
             train_dataset=Dataset.from_dict({"prompt": list(PROMPTS) * 4}),
             processing_class=reference.tokenizer,
             weights=weights,
-            peft_config=adapter if setup.lora else None,
+            peft_config=adapter,
         )
         trainer.train()
     rows = [row for row in trainer.state.log_history if "maxmin/worst" in row]
