@@ -384,12 +384,14 @@ def test_two_blocks_are_in_memory(tmp_path):
         PreferenceStore.append(tmp_path / "large", data)
         if i == 0:
             PreferenceStore.append(tmp_path / "small", data.select_annotators(np.arange(50)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    # An allocator that keeps what it has: else memory comes back between the two fits, and counts again.
+    keeps = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **keeps, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}  # fmt: skip
     argv = [sys.executable, "-W", "ignore", "-c", MEASURE, tmp_path / "small", tmp_path / "large", str(block)]  # fmt: skip
     grown = int(subprocess.run(argv, env=environment, check=True, capture_output=True).stdout)
     n_annotators, n_heads = 4 * n // 20, 8
     other = 8 * n_annotators * (n_heads + 8) + 8 * n_heads * 128 * 64
-    assert block < grown < 2 * block + other + (8 << 20)  # of 82 MB
+    assert block < grown < 2 * block + other + (4 << 20)  # of 82 MB
 
 
 # ---- reading

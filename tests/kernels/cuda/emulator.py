@@ -72,12 +72,12 @@ class Emulator:
     ) -> None:
         self.variant, self.seed, self.clusters = variant, seed, clusters
         self.chunk_rows, self.carry = chunk_rows, carry
-        self.library = compiled or library()
+        self.compiled = compiled or library()
 
     def em_pass_wants_carry(self, sizes: Tensor) -> bool:
         if self.carry is not None:
             return self.carry
-        return bool(self.library.wants_carry(_P(sizes.data_ptr()), _L(sizes.shape[0])))
+        return bool(self.compiled.wants_carry(_P(sizes.data_ptr()), _L(sizes.shape[0])))
 
     def em_pass_clusters(self, features: Tensor, n_heads: int, carry: bool) -> int:
         return self.clusters
@@ -90,11 +90,11 @@ class Emulator:
         begin = torch.zeros(n_clusters + 1, dtype=torch.int32)
         length = _P(None if lengths is None else lengths.data_ptr())
         given = (_P(sizes.data_ptr()), _L(sizes.shape[0]), length, _I(carry), _L(n_clusters), _L(most), counts)  # fmt: skip
-        self.library.cut_tiles(*given, None, None, None, None)
+        self.compiled.cut_tiles(*given, None, None, None, None)
         tiles = torch.zeros(counts[0], 256, dtype=torch.uint8)
         split_begin = torch.zeros(counts[1] + 1, dtype=torch.int32)
         split_annotator = torch.zeros(counts[1], dtype=torch.int64)
-        self.library.cut_tiles(*given, *map(_P, _pointers(tiles, begin, split_begin, split_annotator)))  # fmt: skip
+        self.compiled.cut_tiles(*given, *map(_P, _pointers(tiles, begin, split_begin, split_annotator)))  # fmt: skip
         return tiles, begin, split_begin, split_annotator
 
     def em_pass_cuda(
@@ -128,7 +128,7 @@ class Emulator:
         scale = _pointers(scales, scales[H:]) if scales is not None else [None, None]
         heads = Heads(H, D, *_pointers(weight, log_weights, mixture_begin, mixture_end), half, *scale)  # fmt: skip
         out, parts = Outputs(*_pointers(*outputs)), Scratch(*_pointers(*scratch))
-        result = self.library.emulate(
+        result = self.compiled.emulate(
             _I(self.variant),
             ctypes.c_uint(self.seed),
             ctypes.byref(plan),
