@@ -139,6 +139,11 @@ static void choose_shares(const Choices<Real>& part, int64_t stride, Real* m, Re
   for (int64_t i = 0; i < part.n_rows * stride; i += kWidth<Real>) store(m + i, sigmoid_of_minus<Real>(load(m + i)));
 }
 
+// Pairs of which (3) is all there is?
+static inline bool are_plain_pairs(const maxmin_comparisons& data) {
+  return !data.choice_indptr && !data.comparison_weight && data.label_noise == 0;
+}
+
 // to[h] += factor x[h], in double.
 template <class Real>
 MAXMIN_INLINE void add_wide(double* to, Vec<Real> x, double factor) {

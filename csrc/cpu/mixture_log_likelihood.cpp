@@ -1,8 +1,9 @@
 // (3)-(6) and (10) from margins. A task owns annotators; their comparisons go through a buffer that stays in the
-// nearest cache, several short annotators at once or one long one piece by piece.
+// nearest cache, several short annotators at once or one long one piece by piece. Plain pairs go without it.
 #include "maxmin/mixture_log_likelihood.h"
 
 #include "choices.h"
+#include "pairs.h"
 #include "posterior.h"
 #include "storage.h"
 
@@ -22,9 +23,11 @@ struct Job {
   Real *log_resp, *z;
   const Real* grad_z;
   T* grad_margins;
+  bool flat;      // without the buffer
+  int64_t apart;  // vectors, where flat
   int64_t n_tasks, capacity;
-  Real* reals;      // (n_tasks) of two buffers and a row
-  double* doubles;  // (n_tasks) of joint or grad_log_weights, resp, evidence, total
+  Real* reals;      // (n_tasks) of two buffers, or a factor, and a row
+  double* doubles;  // (n_tasks) of joint or grad_log_weights, resp, evidence, total, sums
 
   int64_t first(int64_t task) const {  // annotator
     if (task == n_tasks) return data.n_annotators;
@@ -32,7 +35,9 @@ struct Job {
   }
   int64_t buffer() const { return capacity * mixtures.n_heads + kSlack; }
   int64_t task_reals() const { return 2 * buffer() + mixtures.n_heads + kSlack; }
-  int64_t task_doubles() const { return 2 * (mixtures.n_heads + mixtures.n_mixtures + 2 * kSlack); }
+  int64_t task_doubles() const {
+    return 2 * (mixtures.n_heads + mixtures.n_mixtures + 2 * kSlack) + mixtures.n_heads * kWidth<Real>;
+  }
 };
 
 template <class T, class Real>
@@ -46,6 +51,7 @@ void forward_task(void* context, int64_t task) {
   Real *shares = job.reals + task * job.task_reals(), *log_prob = shares + job.buffer();
   double *joint = job.doubles + task * job.task_doubles(), *resp = joint + n_heads + kSlack;
   double *evidence = resp + n_heads + kSlack, *total = evidence + n_mixtures + kSlack;
+  double* sums = total + n_mixtures + kSlack;
 
   int64_t a = job.first(task);
   const int64_t last = job.first(task + 1);
@@ -60,6 +66,16 @@ void forward_task(void* context, int64_t task) {
     start();
   };
   start();
+  if (job.flat) {
+    const T* limit = job.margins + data.indptr[last] * n_heads;
+    while (a < last) {
+      const T* m = job.margins + data.indptr[a] * n_heads;
+      const int64_t n = (data.indptr[a + 1] - data.indptr[a]) * n_heads;
+      add_up_pairs<Real>(m, n, limit, n_heads, job.apart, sums, joint);
+      finish();
+    }
+    return;
+  }
   int64_t cut;
   for (int64_t c = data.indptr[a]; c < data.indptr[last]; c = cut) {
     cut = next_cut<Real>(data, c, data.indptr[last], job.capacity);
@@ -83,7 +99,7 @@ void backward_task(void* context, int64_t task) {
   const int64_t n_heads = job.mixtures.n_heads, n_mixtures = job.mixtures.n_mixtures;
   const int64_t* mixture_indptr = job.mixtures.mixture_indptr;
   Real *shares = job.reals + task * job.task_reals(), *log_prob = shares + job.buffer();
-  Real* scale = log_prob + job.buffer();
+  Real *scale = log_prob + job.buffer(), *factor = shares;
   double* grad_log_weights = job.doubles + task * job.task_doubles();
 
   int64_t a = job.first(task) - 1;
@@ -100,6 +116,17 @@ void backward_task(void* context, int64_t task) {
       }
   };
   memset(grad_log_weights, 0, n_heads * sizeof(double));
+  if (job.flat) {
+    const T* limit = job.margins + data.indptr[last] * n_heads;
+    while (a + 1 < last) {
+      next();
+      for (int64_t k = 0, h = 0; k < job.apart * kWidth<Real>; k++, h = h + 1 == n_heads ? 0 : h + 1)
+        factor[k] = scale[h];
+      const int64_t begin = data.indptr[a] * n_heads, n = data.indptr[a + 1] * n_heads - begin;
+      weigh_pairs<Real>(job.margins + begin, n, limit, job.apart, factor, job.grad_margins + begin);
+    }
+    return;
+  }
   const int64_t end = data.indptr[last];
   int64_t cut;
   for (int64_t c = data.indptr[a + 1]; c < end; c = cut) {
@@ -127,7 +154,11 @@ int run(Job<T, Real>& job, Real* grad_log_weights, const maxmin_parallel* parall
                                : job.data.n_rows == job.data.n_comparisons))
     return MAXMIN_BAD_ARGUMENT;
   job.n_tasks = clamp((job.data.n_rows + job.data.n_annotators) * n_heads / kTaskWork, 1, kTasks);
-  job.capacity = buffer_rows(job.data, most(16, kBuffer / most(1, n_heads)));
+  // A product of fewer than two factors gains nothing over the logarithm of each.
+  job.apart = period<Real>(n_heads);
+  job.flat = are_plain_pairs(job.data) &&
+             (grad_log_weights || job.data.n_rows * n_heads >= 2 * job.apart * kWidth<Real> * job.data.n_annotators);
+  job.capacity = job.flat ? kWidth<Real> : buffer_rows(job.data, most(16, kBuffer / most(1, n_heads)));
   Scratch<Real> reals(job.n_tasks * job.task_reals());
   Scratch<double> doubles(job.n_tasks * job.task_doubles());
   if (!reals.data || !doubles.data) return MAXMIN_OUT_OF_MEMORY;

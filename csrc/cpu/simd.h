@@ -105,13 +105,24 @@ MAXMIN_INLINE Vec<double> horner(Vec<double> x, const double (&c)[n]) {
   return p;
 }
 
-// e^x for x <= 88; below -87 it is 0 (float). NaN stays NaN. Relative error 1 ulp or so. Fused multiply-adds by the
-// compiler.
-MAXMIN_INLINE Vec<float> vexp(Vec<float> x) {
+// e^x is a normal number between these.
+template <class T>
+constexpr T kExpLow = sizeof(T) == 4 ? -87 : -708;
+template <class T>
+constexpr T kExpHigh = sizeof(T) == 4 ? 88 : 709;
+template <class T>
+MAXMIN_INLINE Vec<T> not_below(T low, Vec<T> x) {  // NaN stays NaN, here and below
+  return vmax(splat(low), x);
+}
+template <class T>
+MAXMIN_INLINE Vec<T> not_above(T high, Vec<T> x) {
+  return vmin(splat(high), x);
+}
+
+// e^y for kExpLow <= y <= kExpHigh. Relative error 1 ulp or so. Fused multiply-adds by the compiler.
+MAXMIN_INLINE Vec<float> exp_between(Vec<float> y) {
   typedef Vec<float> V;
   const V magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  V y = x < -87.f ? splat(-87.f) : x;
-  y = y > 88.f ? splat(88.f) : y;
   V shifted = y * 1.44269504f + magic;
   V n = shifted - magic;
   V r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -122,15 +133,11 @@ MAXMIN_INLINE Vec<float> vexp(Vec<float> x) {
   p = p * r + 0.5f;
   p = (p * (r * r) + r) + 1.f;
   IVec<float> power = ((IVec<float>)shifted << 23) + 0x3f800000;  // the magic's own bits fall out of the shift
-  V e = p * (V)power;
-  e = x < -87.f ? V{} : e;
-  return x != x ? x : e;
+  return p * (V)power;
 }
-MAXMIN_INLINE Vec<double> vexp(Vec<double> x) {
+MAXMIN_INLINE Vec<double> exp_between(Vec<double> y) {
   typedef Vec<double> V;
   const V magic = splat(6755399441055744.0);  // 1.5 * 2^52
-  V y = x < -708.0 ? splat(-708.0) : x;
-  y = y > 709.0 ? splat(709.0) : y;
   V shifted = y * 1.4426950408889634 + magic;
   V n = shifted - magic;
   V r = (y - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
@@ -140,10 +147,16 @@ MAXMIN_INLINE Vec<double> vexp(Vec<double> x) {
                    1.6666666666666667e-1, 0.5000000000000001});
   p = (p * (r * r) + r) + 1.0;
   IVec<double> power = ((IVec<double>)shifted << 52) + 0x3ff0000000000000LL;
-  V e = p * (V)power;
-  e = x < -708.0 ? V{} : e;
-  return x != x ? x : e;
+  return p * (V)power;
 }
+// e^x for x <= kExpHigh; below kExpLow it is 0. NaN stays NaN.
+template <class T>
+MAXMIN_INLINE Vec<T> exp_or_0(Vec<T> x) {
+  Vec<T> e = exp_between(not_above<T>(kExpHigh<T>, not_below<T>(kExpLow<T>, x)));
+  return x < kExpLow<T> ? Vec<T>{} : e;
+}
+MAXMIN_INLINE Vec<float> vexp(Vec<float> x) { return exp_or_0<float>(x); }
+MAXMIN_INLINE Vec<double> vexp(Vec<double> x) { return exp_or_0<double>(x); }
 // 2 atanh(t) for |t| <= 1/3: a minimax polynomial in t^2, relative error 1e-10 before rounding.
 MAXMIN_INLINE Vec<float> atanh2(Vec<float> t) {
   Vec<float> u = t * t, p = u * 0.24300934f + 0.21427658f;
@@ -182,6 +195,18 @@ MAXMIN_INLINE Vec<double> vlog(Vec<double> x) {
   r = x == 0.0 ? splat(-__builtin_inf()) : r;
   return x < __builtin_inf() ? r : x;
 }
+// log(1 + x) for x >= 0, as precise where x is small. NaN stays NaN.
+template <class T>
+MAXMIN_INLINE Vec<T> vlog1p(Vec<T> x) {
+  constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
+  const auto half_root = sizeof(T) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcdLL;
+  typedef decltype(IVec<T>{}[0] + 0) I;
+  const Vec<T> u = x + T(1);
+  const IVec<T> i = (IVec<T>)u, e = (i - (I)half_root) >> mantissa;
+  const Vec<T> f = e == 0 ? x : (Vec<T>)(i - (e << mantissa)) - T(1);  // of 1 + f in [sqrt(1/2), sqrt 2)
+  const Vec<T> r = __builtin_convertvector(e, Vec<T>) * T(0.69314718055994531) + atanh2(f / (f + T(2)));
+  return x == x ? r : x;
+}
 // (3), (3') of a pair: l = log sigma(m), s = sigma(-m). One exponential, one division.
 template <class T>
 MAXMIN_INLINE void log_sigmoid(Vec<T> m, Vec<T>& l, Vec<T>& s) {
@@ -195,8 +220,7 @@ MAXMIN_INLINE void log_sigmoid(Vec<T> m, Vec<T>& l, Vec<T>& s) {
 // s of log_sigmoid alone.
 template <class T>
 MAXMIN_INLINE Vec<T> sigmoid_of_minus(Vec<T> m) {
-  Vec<T> e = vexp(-vabs<T>(m)), i1 = T(1) / (e + T(1));
-  return m < T(0) ? i1 : e * i1;
+  return T(1) / (exp_between(not_above<T>(kExpHigh<T>, not_below<T>(kExpLow<T>, m))) + T(1));
 }
 
 // ---- storage types: widen one vector of the accumulation type

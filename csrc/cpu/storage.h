@@ -53,6 +53,15 @@ MAXMIN_INLINE void narrow_row(const Real* from, int64_t n, T* to) {
   for (int64_t i = 0; i < n; i++) narrow(from[i], to + i);
 }
 
+MAXMIN_INLINE void store_narrow(float* to, Vec<float> v) { store(to, v); }
+MAXMIN_INLINE void store_narrow(double* to, Vec<double> v) { store(to, v); }
+template <class T>
+MAXMIN_INLINE void store_narrow(T* to, Vec<float> v) {
+  float t[kWidth<float>];
+  store(t, v);
+  narrow_row(t, kWidth<float>, to);
+}
+
 // The same where the storage type is known at run time only: small arrays.
 template <class Real>
 static void widen_any(const void* from, int dtype, int64_t offset, int64_t stride, int64_t n, Real* to) {

@@ -152,6 +152,31 @@ def test_one_long_annotator_keeps_its_digits(backend):
     assert (log_resp.double().exp() - exact.exp()).abs().max() < 1e-4
 
 
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_heads", [1, 5, 16, 36])
+def test_confident_pairs_keep_their_digits(n_heads, dtype):
+    """Log-probabilities far below the precision of 1 add up, alone and beside large ones; so do their gradients."""
+    torch.manual_seed(n_heads)
+    lengths = torch.tensor([1, 2, 16, 17, 33, 200])
+    indptr = torch.cat([torch.tensor([0]), lengths.cumsum(0)])
+    margins = (torch.rand(int(indptr[-1]), n_heads, dtype=dtype) * 12 + 12).requires_grad_()
+    mixtures = torch.arange(n_heads + 1)  # of one head each: z is its sum
+    with mk.backend("cpu"):
+        z, _ = mk.mixture_log_likelihood(
+            margins, indptr, torch.zeros(n_heads, dtype=dtype), mixture_indptr=mixtures
+        )
+    upstream = torch.rand_like(z)
+    (by_margins,) = torch.autograd.grad(z, margins, upstream)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    exact = torch.zeros(len(lengths), n_heads, dtype=torch.float64)
+    exact.index_add_(0, owner, -torch.log1p(torch.exp(-margins.detach().double())))
+    rtol = 64 * torch.finfo(dtype).eps
+    torch.testing.assert_close(z.double(), exact, rtol=rtol, atol=4e-16)  # of the posterior
+    expected = upstream.double()[owner] * torch.sigmoid(-margins.detach().double())
+    torch.testing.assert_close(by_margins.double(), expected, rtol=rtol, atol=0)
+
+
 @both_backends
 def test_nothing_to_read(backend):
     prior = torch.tensor([0.2, 0.8]).log()
