@@ -16,8 +16,10 @@ namespace maxmin {
 namespace MAXMIN_ISA {
 namespace {
 
-constexpr int64_t kTasks = 64;                   // at most
-constexpr int64_t kTaskWork = 1 << 21;           // multiply-adds worth a task
+constexpr int64_t kTasks = 64;          // at most
+constexpr int64_t kTaskWork = 1 << 21;  // multiply-adds worth a task
+constexpr int64_t kTaskRows = 512;      // worth sums of their own, if there are more tasks than
+constexpr int64_t kFewTasks = 8;
 constexpr int64_t kSumBytes = int64_t(1) << 28;  // of all tasks' sums
 constexpr int64_t kNearBytes = 30 << 10;         // rows of a tile: the nearest cache
 constexpr int64_t kMiddleBytes = 92 << 10;       // the second, where the products are long
@@ -129,6 +131,7 @@ struct Tile {
 template <class T>
 void take_over(const Pass<T>& p, Buffers<typename Pass<T>::Real>& buffers, double* __restrict__ into) {
   typename Pass<T>::Real* __restrict__ sums = buffers.sums;
+  if (buffers.summed == 0) return;
   for (int64_t i = 0; i < p.n_sums; i++) {
     into[i] += (double)sums[i];
     sums[i] = 0;
@@ -231,16 +234,22 @@ void whole_annotators(const Pass<T>& p, Task& task, Buffers<Real>& buffers, int6
   if (buffers.summed >= kFlushRows) take_over(p, buffers, task.gradient);
 }
 
-// The comparisons begin ... end of one annotator, tile by tile: joint and sums of the gradient without
-// responsibilities.
+// The comparisons begin ... end of one annotator, tile by tile: joint, and sums of the gradient without
+// responsibilities. They begin in the buffers, which must be empty, and go on from there to `sums` if they are many:
+// true if so. What is in the buffers still has to be added.
 template <class T, class Real>
-void part_of_annotator(const Pass<T>& p, Task& task, Buffers<Real>& buffers, int64_t begin, int64_t end, double* joint,
-                       double* sums) {
-  take_over(p, buffers, task.gradient);
+bool sum_annotator(const Pass<T>& p, Buffers<Real>& buffers, int64_t begin, int64_t end, double* joint, double* sums) {
+  bool flushed = false;
   memset(joint, 0, p.n_padded * sizeof(double));
-  memset(sums, 0, p.n_sums * sizeof(double));
+  const int64_t n_rows = most(1, row_of<Real>(p.data, end) - row_of<Real>(p.data, begin));
+  const int64_t tile = least(p.tile, round_up(ceil_div(n_rows, ceil_div(n_rows, p.tile)), 2));  // all alike
   for (int64_t c = begin, cut; c < end; c = cut) {
-    cut = next_cut<Real>(p.data, c, end, p.tile);
+    cut = next_cut<Real>(p.data, c, end, most(1, tile));
+    if (buffers.summed >= kFlushRows) {
+      if (!flushed) memset(sums, 0, p.n_sums * sizeof(double));
+      flushed = true;
+      take_over(p, buffers, sums);
+    }
     with_tile(p, buffers, c, cut, [&](const auto& tile) {
       for (int64_t k = 0; k < p.n_blocks; k++) {
         const HeadBlock& b = p.blocks[k];
@@ -250,9 +259,18 @@ void part_of_annotator(const Pass<T>& p, Task& task, Buffers<Real>& buffers, int
       }
       buffers.summed += tile.choices.n_rows;
     });
-    if (buffers.summed >= kFlushRows) take_over(p, buffers, sums);
   }
-  take_over(p, buffers, sums);
+  return flushed;
+}
+
+// The part of an annotator that belongs to a task.
+template <class T, class Real>
+void sum_part(const Pass<T>& p, const Task& task, Buffers<Real>& buffers, int64_t begin, int64_t end,
+              const Part& part) {
+  take_over(p, buffers, task.gradient);
+  if (!sum_annotator(p, buffers, begin, end, part.joint, part.gradient))
+    memset(part.gradient, 0, p.n_sums * sizeof(double));
+  take_over(p, buffers, part.gradient);
 }
 
 // Responsibilities of an annotator from its joint without log eta; they take its place.
@@ -268,17 +286,31 @@ void respond_to_joint(const Pass<T>& p, int64_t a, double* joint, const Buffers<
   }
 }
 
-// gradient += resp[head] * sums.
-template <class T>
-void add_scaled(const Pass<T>& p, const double* resp, const double* sums, double* gradient) {
+// to[i] += factor (more[i] + from[i]), and from[i] = 0; more may be NULL.
+template <class Real>
+void take_scaled(double factor, const double* more, Real* __restrict__ from, int64_t n, double* __restrict__ to) {
+  for (int64_t i = 0; i < n; i++) {
+    to[i] += factor * ((more ? more[i] : 0) + (double)from[i]);
+    from[i] = 0;
+  }
+}
+
+// Sums of an annotator go to the gradient, times its responsibilities: `more`, if any, and those in the buffers.
+template <class T, class Real>
+void add_scaled(const Pass<T>& p, const double* resp, const double* more, Buffers<Real>& buffers, double* gradient) {
+  auto take = [&](double factor, int64_t at, int64_t n) {
+    if (more)
+      take_scaled(factor, more + at, buffers.sums + at, n, gradient + at);
+    else
+      take_scaled(factor, nullptr, buffers.sums + at, n, gradient + at);
+  };
   for (int64_t k = 0; k < p.n_blocks; k++) {
     const HeadBlock& b = p.blocks[k];
-    for (int64_t h = 0; h < b.n_heads; h++)
-      for (int64_t d = 0; d < p.n_features; d++) {
-        const int64_t at = p.place(b, h, d);
-        gradient[at] += resp[b.at + h] * sums[at];
-      }
+    const int64_t n_features = b.transposed ? p.n_features : 1, n = b.transposed ? 1 : p.width;
+    for (int64_t d = 0; d < n_features; d++)
+      for (int64_t h = 0; h < b.n_heads; h++) take(resp[b.at + h], b.sums + d * b.padded + h * n, n);
   }
+  buffers.summed = 0;
 }
 
 // Annotators that share a tile with `a`, before `end`: 0 if it is too long itself.
@@ -312,8 +344,7 @@ void run_task(void* context, int64_t index) {
   int64_t a = task.begin.annotator;
   if (task.first.annotator >= 0) {
     const bool ends = task.end.annotator > a;
-    part_of_annotator(p, task, buffers, task.begin.comparison, ends ? p.data.indptr[a + 1] : task.end.comparison,
-                      task.first.joint, task.first.gradient);
+    sum_part(p, task, buffers, task.begin.comparison, ends ? p.data.indptr[a + 1] : task.end.comparison, task.first);
     if (!ends) return;
     a++;
   }
@@ -324,15 +355,15 @@ void run_task(void* context, int64_t index) {
       a += n;
       continue;
     }
-    part_of_annotator(p, task, buffers, p.data.indptr[a], p.data.indptr[a + 1], buffers.whole_joint,
-                      buffers.whole_gradient);
+    take_over(p, buffers, task.gradient);
+    const bool flushed =
+        sum_annotator(p, buffers, p.data.indptr[a], p.data.indptr[a + 1], buffers.whole_joint, buffers.whole_gradient);
     respond_to_joint(p, a, buffers.whole_joint, buffers, task.mass, task.log_likelihood);
-    add_scaled(p, buffers.whole_joint, buffers.whole_gradient, task.gradient);
+    add_scaled(p, buffers.whole_joint, flushed ? buffers.whole_gradient : nullptr, buffers, task.gradient);
     a++;
   }
   take_over(p, buffers, task.gradient);
-  if (task.last.annotator >= 0)
-    part_of_annotator(p, task, buffers, p.data.indptr[a], task.end.comparison, task.last.joint, task.last.gradient);
+  if (task.last.annotator >= 0) sum_part(p, task, buffers, p.data.indptr[a], task.end.comparison, task.last);
 }
 
 // Responsibilities of the annotators that tasks have in parts.
@@ -357,7 +388,7 @@ int join_parts(Pass<T>& p) {
   return MAXMIN_OK;
 }
 
-// One head's gradient and mass: the tasks' sums, always in the same order.
+// One head's gradient and mass: the tasks' sums, always in the same order. They come together in the first task's.
 template <class T>
 void sum_head(void* context, int64_t head) {
   const Pass<T>& p = *static_cast<const Pass<T>*>(context);
@@ -365,18 +396,21 @@ void sum_head(void* context, int64_t head) {
   const HeadBlock* b = p.blocks;
   while (head >= b->head + b->n_heads) b++;
   const int64_t h = head - b->head;
-  Real* out = static_cast<Real*>(p.out.gradient) + head * p.n_features;
-  for (int64_t d = 0; d < p.n_features; d++) {
-    const int64_t at = p.place(*b, h, d);
-    double sum = 0;
-    for (int64_t t = 0; t < p.n_tasks; t++) {
-      const Task& task = p.tasks[t];
-      sum += task.gradient[at];
-      for (const Part* part : {&task.first, &task.last})
-        if (part->annotator >= 0) sum += part->resp[b->at + h] * part->gradient[at];
+  const int64_t begin = b->sums + (b->transposed ? h : h * p.width), step = b->transposed ? b->padded : 1;
+  const int64_t end = begin + step * (b->transposed ? p.n_features : p.width);
+  double* __restrict__ sums = p.tasks[0].gradient;
+  for (int64_t t = 0; t < p.n_tasks; t++) {
+    const Task& task = p.tasks[t];
+    if (t > 0)
+      for (int64_t at = begin; at < end; at += step) sums[at] += task.gradient[at];
+    for (const Part* part : {&task.first, &task.last}) {
+      if (part->annotator < 0) continue;
+      const double resp = part->resp[b->at + h];
+      for (int64_t at = begin; at < end; at += step) sums[at] += resp * part->gradient[at];
     }
-    out[d] = (Real)sum;
   }
+  Real* out = static_cast<Real*>(p.out.gradient) + head * p.n_features;
+  for (int64_t d = 0; d < p.n_features; d++) out[d] = (Real)sums[p.place(*b, h, d)];
   double mass = 0;
   for (int64_t t = 0; t < p.n_tasks; t++) mass += p.tasks[t].mass[b->at + h];
   p.out.mass[head] = mass;
@@ -434,7 +468,8 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
     p.n_weights += round_up(b.padded * p.width, kSlack);
     p.n_sums += round_up(b.padded * p.width, kSlack);
   }
-  const int64_t row_bytes = most(1, p.width) * sizeof(Real), margin_bytes = p.most_padded * sizeof(Real);
+  const int64_t row_bytes = most(1, p.width) * (p.direct ? sizeof(T) : sizeof(Real));
+  const int64_t margin_bytes = p.most_padded * sizeof(Real);
   const int64_t near = p.n_padded <= kSlack && p.most_padded <= 4 ? kNearBytes : kMiddleBytes;
   p.tile = clamp(least(near / row_bytes, kMarginBytes / margin_bytes), 16, kMostRows);
   p.capacity = clamp(kWholeBytes / (row_bytes + margin_bytes), p.tile, kMostRows);
@@ -450,6 +485,7 @@ int run_pass(Pass<T>& p, const void* weight, HeadBlock* blocks, const maxmin_par
   const int64_t size = data.n_rows + data.n_annotators, sum_bytes = (p.n_sums + 1) * (int64_t)sizeof(double);
   const int64_t work = data.n_rows * (p.n_features + 16) * (p.mixtures.n_heads + 1);
   p.n_tasks = clamp(work / kTaskWork, 1, kTasks);
+  p.n_tasks = least(p.n_tasks, most(kFewTasks, data.n_rows / kTaskRows));
   p.n_tasks = least(p.n_tasks, most(2, kSumBytes / sum_bytes));
   Scratch<Task> tasks(p.n_tasks);
   Scratch<Real> weights(p.n_weights + kSlack);
