@@ -10,6 +10,7 @@
 #include "em_pass_rows_plan.h"
 #include "em_pass_rows_products.h"
 #include "maxmin/em_pass.h"
+#include "pairs.h"
 #include "storage.h"
 
 namespace maxmin {
@@ -64,6 +65,7 @@ struct Pass {
 
   const HeadBlock* blocks;
   int64_t n_blocks, most_padded, most_mixtures, n_padded, n_sums, n_weights;
+  bool multiplied;         // logarithms: of products of an annotator's pairs
   bool direct;             // rows are read where they lie, else copied tile by tile
   int64_t width;           // features of a row as the products see it
   int64_t tile, capacity;  // rows: of several annotators; of one that stays whole, and of the buffers
@@ -83,7 +85,7 @@ struct Pass {
 template <class Real>
 struct Buffers {
   Real *rows, *s, *c, *log_resp, *resp, *mixture_sums, *sums;
-  double *joint, *whole_joint, *whole_gradient;
+  double *joint, *pair_sums, *whole_joint, *whole_gradient;
   int64_t cleared;  // bytes that have to begin as zeros: the first arrays
   int64_t summed;   // rows in `sums` since they were last taken over
 
@@ -99,6 +101,7 @@ struct Buffers {
     c = carver.take<Real>(margins);
     mixture_sums = carver.take<Real>(p.tile * p.most_mixtures + kSlack);
     joint = carver.take<double>(heads);
+    pair_sums = carver.take<double>(p.most_padded + kSlack);
     whole_joint = carver.take<double>(long_annotators ? p.n_padded : 0);
     whole_gradient = carver.take<double>(long_annotators ? p.n_sums : 0);
   }
@@ -139,7 +142,8 @@ void take_over(const Pass<T>& p, Buffers<typename Pass<T>::Real>& buffers, doubl
   buffers.summed = 0;
 }
 
-// (2), (3): margins, then shares and log-probabilities, times the comparisons' weights.
+// (2), (3): margins, then shares and log-probabilities, times the comparisons' weights. The latter wait for add_up_tile
+// if logarithms are of products.
 template <class T, class X, class Real>
 void shares(const Pass<T>& p, const HeadBlock& b, const Tile<X, Real>& tile, const Buffers<Real>& buffers) {
   const Choices<Real>& part = tile.choices;
@@ -153,6 +157,7 @@ void shares(const Pass<T>& p, const HeadBlock& b, const Tile<X, Real>& tile, con
       lane_margins(tile.x, tile.stride, part.n_rows, w, p.n_features, b.padded, buffers.s, tile.ahead);
   if constexpr (widened && sizeof(Real) == sizeof(float))
     if (b.margins == Margins::kPairs) pair_margins(tile.x, tile.stride, part.n_rows, w, p.width, buffers.s, tile.ahead);
+  if (p.multiplied) return;
   choose(part, b.padded, buffers.s, buffers.c);
   if (!part.weight) return;
   for (int64_t c = 0; c < part.count; c++) {
@@ -160,6 +165,17 @@ void shares(const Pass<T>& p, const HeadBlock& b, const Tile<X, Real>& tile, con
     for (int64_t h = 0; h < b.padded; h++) buffers.c[c * b.padded + h] *= v;
     for (int64_t i = part.row(c) * b.padded; i < part.row(c + 1) * b.padded; i++) buffers.s[i] *= v;
   }
+}
+
+// (4) of the comparisons c0 ... c1 of a tile.
+template <class T, class Real>
+void add_up_tile(const Pass<T>& p, const HeadBlock& b, const Buffers<Real>& buffers, int64_t c0, int64_t c1,
+                 double* joint) {
+  const int64_t n = c1 - c0;
+  if (p.multiplied)
+    share_pairs(buffers.s + c0 * b.padded, n * b.padded, b.padded, period<Real>(b.padded), buffers.pair_sums, joint);
+  else
+    add_rows(buffers.c + c0 * b.padded, n, b.padded, joint);
 }
 
 // (8): sums += c^T x.
@@ -219,7 +235,7 @@ void whole_annotators(const Pass<T>& p, Task& task, Buffers<Real>& buffers, int6
       shares(p, b, tile, buffers);
       for (int64_t i = 0; i < n; i++) {
         set_log_weights<Real>(p.mixtures, b, buffers.joint + i * b.padded);
-        add_rows(buffers.c + (ptr[i] - ptr[0]) * b.padded, ptr[i + 1] - ptr[i], b.padded, buffers.joint + i * b.padded);
+        add_up_tile(p, b, buffers, ptr[i] - ptr[0], ptr[i + 1] - ptr[0], buffers.joint + i * b.padded);
       }
       respond(p, b, a, n, buffers, task.mass, task.log_likelihood);
       for (int64_t i = 0; i < n; i++) {
@@ -254,7 +270,7 @@ bool sum_annotator(const Pass<T>& p, Buffers<Real>& buffers, int64_t begin, int6
       for (int64_t k = 0; k < p.n_blocks; k++) {
         const HeadBlock& b = p.blocks[k];
         shares(p, b, tile, buffers);
-        add_rows(buffers.c, tile.choices.count, b.padded, joint + b.at);
+        add_up_tile(p, b, buffers, 0, tile.choices.count, joint + b.at);
         gradient(p, b, tile, buffers.s, buffers.sums);
       }
       buffers.summed += tile.choices.n_rows;
@@ -445,11 +461,15 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
   constexpr int64_t W = kWidth<Real>;
   p.blocks = blocks;
   p.n_blocks = cut_heads<Real>(p.mixtures, p.n_features, blocks);
+  int64_t least_padded = W;
   bool scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
   for (int64_t k = 0; k < p.n_blocks; k++) {
+    least_padded = least(least_padded, blocks[k].padded);
     scalars &= blocks[k].transposed;
     narrow &= blocks[k].margins == Margins::kDots;
   }
+  // A product of fewer than two factors gains nothing over the logarithm of each.
+  p.multiplied = are_plain_pairs(p.data) && p.data.n_rows >= 2 * ceil_div(W, least_padded) * p.data.n_annotators;
   const bool whole_groups = p.n_features % Rows<T>::kFeatures == 0;
   p.direct = p.stride_feature == 1 && (sizeof(T) == sizeof(Real) ? whole_groups || scalars : whole_groups && narrow);
   p.width = scalars ? p.n_features : round_up(p.n_features, W);

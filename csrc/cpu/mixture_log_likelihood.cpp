@@ -71,7 +71,7 @@ void forward_task(void* context, int64_t task) {
     while (a < last) {
       const T* m = job.margins + data.indptr[a] * n_heads;
       const int64_t n = (data.indptr[a + 1] - data.indptr[a]) * n_heads;
-      add_up_pairs<Real>(m, n, limit, n_heads, job.apart, sums, joint);
+      add_up_pairs<Real>(m, n, limit, n_heads, job.apart, sums, joint, [](int64_t, int64_t, Vec<Real>, Vec<Real>) {});
       finish();
     }
     return;
