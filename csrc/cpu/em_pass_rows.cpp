@@ -27,6 +27,7 @@ constexpr int64_t kMiddleBytes = 92 << 10;       // the second, where the produc
 constexpr int64_t kMarginBytes = 64 << 10;       // margins of a tile
 constexpr int64_t kWholeBytes = 384 << 10;       // rows and margins of the longest annotator that stays whole
 constexpr int64_t kMostRows = 256;
+constexpr int64_t kShortRow = 128;
 constexpr int64_t kFlushRows = 256;
 
 // The part of an annotator that a task has, if a cut divides it.
@@ -462,15 +463,18 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
   p.blocks = blocks;
   p.n_blocks = cut_heads<Real>(p.mixtures, p.n_features, blocks);
   int64_t least_padded = W;
-  bool scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
+  bool pairs = false, scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
   for (int64_t k = 0; k < p.n_blocks; k++) {
     least_padded = least(least_padded, blocks[k].padded);
     scalars &= blocks[k].transposed;
     narrow &= blocks[k].margins == Margins::kDots;
+    pairs |= 2 * blocks[k].padded == W;
   }
   // A product of fewer than two factors gains nothing over the logarithm of each.
   p.multiplied = are_plain_pairs(p.data) && p.data.n_rows >= 2 * ceil_div(W, least_padded) * p.data.n_annotators;
   const bool whole_groups = p.n_features % Rows<T>::kFeatures == 0;
+  // Sums over lanes take longer than a copy where rows are short and heads not so few.
+  narrow &= !pairs || p.n_features > kShortRow;
   p.direct = p.stride_feature == 1 && (sizeof(T) == sizeof(Real) ? whole_groups || scalars : whole_groups && narrow);
   p.width = scalars ? p.n_features : round_up(p.n_features, W);
   p.most_padded = p.most_mixtures = 1;
