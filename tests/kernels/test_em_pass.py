@@ -262,6 +262,23 @@ def test_one_long_annotator_keeps_his_digits(backend):
     torch.testing.assert_close(out.log_likelihood, truth.log_likelihood, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("n_heads", [1, 8, 20])
+def test_confident_pairs_keep_their_digits(backend, n_heads):
+    """Log-probabilities far below the precision of 1 add up, and so do their shares in the gradient."""
+    torch.manual_seed(n_heads)
+    features = torch.rand(600, 1) * 9 + 9
+    weight = torch.rand(n_heads, 1) * 0.3 + 0.7
+    indptr = torch.tensor([0, 3, 40, 41, 600])
+    mixtures = torch.arange(n_heads + 1)  # of one head each
+    out = mk.em_pass(features, indptr, weight, torch.zeros(n_heads), mixture_indptr=mixtures)
+    margins = features.double() @ weight.double().T
+    exact = -torch.log1p(torch.exp(-margins)).sum(0)
+    rtol = 3e-5  # a float32 margin of 18 is off by 1e-6, its exponential by as much
+    torch.testing.assert_close(out.log_likelihood.double(), exact, rtol=rtol, atol=1e-14)
+    pull = (torch.sigmoid(-margins) * features.double()).sum(0)[:, None]
+    torch.testing.assert_close(out.gradient.double(), pull, rtol=rtol, atol=0)
+
+
 def test_nothing_to_read(backend):
     out = mk.em_pass(
         torch.zeros(0, 4),
