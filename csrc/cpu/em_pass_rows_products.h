@@ -11,6 +11,9 @@ namespace MAXMIN_ISA {
 
 constexpr bool kManyRegisters = MAXMIN_VECTOR_BYTES == 64;  // 32 of them, else 16
 constexpr int kDots = kManyRegisters ? 16 : 8;              // sums of dot_rows that are held in registers
+// Rows that are walked through side by side. Where they lie 4096 bytes apart their lines share a set of the nearest
+// cache, which has room for eight.
+constexpr int kRowsAtOnce = 8;
 
 // ---- how a row of storage type X is read: vector number u of the group of kGroup vectors at p
 template <class X>
@@ -140,7 +143,7 @@ MAXMIN_INLINE void pair_rows(const float* x, int64_t stride, const float* w, int
 }
 static inline void pair_margins(const float* x, int64_t stride, int64_t n_rows, const float* w, int64_t n, float* m,
                                 Ahead& ahead) {
-  constexpr int kRows = kManyRegisters ? 20 : 10, kHeads = kWidth<float> / 2;
+  constexpr int kRows = kRowsAtOnce, kHeads = kWidth<float> / 2;
   int64_t i = 0;
   for (; i + kRows <= n_rows; i += kRows) pair_rows<kRows>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
   for (; i + 4 <= n_rows; i += 4) pair_rows<4>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
@@ -191,8 +194,8 @@ static void lane_margins(const Real* x, int64_t stride, int64_t n_rows, const Re
   constexpr int W = kWidth<Real>;
   int64_t h = 0;
   for (; h + 2 * W <= padded; h += 2 * W)
-    lane_all<kManyRegisters ? 10 : 6, 2>(x, stride, n_rows, w + h * n, n, m + h, padded, ahead);
-  if (h < padded) lane_all<kManyRegisters ? 12 : 8, 1>(x, stride, n_rows, w + h * n, n, m + h, padded, ahead);
+    lane_all<kManyRegisters ? kRowsAtOnce : 6, 2>(x, stride, n_rows, w + h * n, n, m + h, padded, ahead);
+  if (h < padded) lane_all<kRowsAtOnce, 1>(x, stride, n_rows, w + h * n, n, m + h, padded, ahead);
 }
 template <class Real>
 static void pack_lanes(const Real* weight, int64_t n_heads, int64_t n, Real* w) {

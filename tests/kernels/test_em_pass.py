@@ -276,7 +276,7 @@ def test_confident_pairs_keep_their_digits(backend, n_heads):
     rtol = 3e-5  # a float32 margin of 18 is off by 1e-6, its exponential by as much
     torch.testing.assert_close(out.log_likelihood.double(), exact, rtol=rtol, atol=1e-14)
     pull = (torch.sigmoid(-margins) * features.double()).sum(0)[:, None]
-    torch.testing.assert_close(out.gradient.double(), pull, rtol=rtol, atol=0)
+    torch.testing.assert_close(out.grad_weight.double(), pull, rtol=rtol, atol=0)
 
 
 def test_nothing_to_read(backend):
