@@ -4,7 +4,7 @@
 
 Two planted tastes, 20 pairs an annotator, 64 features in bfloat16: 128 bytes a row, written in blocks to DIR, where a store of
 as many rows is used again. In every round, with files dropped from the system's cache before: one plain read of the files
-from end to end, one pass of the fit over them (four heads), and one read of memory. The floor of a pass is the slower of the
+from end to end and one pass of the fit over them (four heads), in turns, and one read of memory. The floor of a pass is the slower of the
 two reads. Then passes over the first 1e4, 1e5, … rows, each as often, for what a row costs; the peak of a whole, short fit in
 a process of its own; and a fit killed in the middle of a pass and gone on with, against one that was not.
 """
@@ -104,16 +104,23 @@ def passes(folder: Path, n_rows: int, rounds: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"disk": [], "memory": [], "pass": []}
     busy: list[float] = []  # of the processor: other programs disturb it less
     for i in range(rounds + 1):
-        drop(folder)
-        disk = n_bytes / seconds(lambda: read_files(folder, n_bytes))
-        drop(folder)
-        began = time.process_time()
-        cold = n_bytes / seconds(lambda: objective(bank))
-        spent = time.process_time() - began
+        taken = {}
+        # The disk may remember what was read last, whatever the system forgets: each goes first in turn.
+        for name in ("disk", "pass") if i % 2 else ("pass", "disk"):
+            drop(folder)
+            began = time.process_time()
+            run = (
+                (lambda: read_files(folder, n_bytes))
+                if name == "disk"
+                else (lambda: objective(bank))
+            )
+            taken[name] = n_bytes / seconds(run)
+            if name == "pass":
+                spent = time.process_time() - began
         ram = MEMORY / seconds(read_memory)
         if i:  # the first to warm up
             busy.append(spent)
-            for name, rate in (("disk", disk), ("pass", cold), ("memory", ram)):
+            for name, rate in (*taken.items(), ("memory", ram)):
                 rates[name].append(rate)
     share = [p / min(d, m) for p, d, m in zip(rates["pass"], rates["disk"], rates["memory"], strict=True)]  # fmt: skip
     found = {f"{name}_gb_s": round(float(np.median(r)) / 1e9, 3) for name, r in rates.items()}
