@@ -262,6 +262,27 @@ def test_one_long_annotator_keeps_his_digits(backend):
     torch.testing.assert_close(out.log_likelihood, truth.log_likelihood, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("sets", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("n_features, sizes", [(2048, (8,)), (4100, (3, 20)), (1024, (2, 2))])
+def test_rows_of_thousands_of_features(backend, n_features, sizes, dtype, sets):
+    """Annotators that fit a tile, that fill several, and that are cut by tasks, one after the other."""
+    torch.manual_seed(n_features)
+    arguments, options = make(1900, n_features, sizes, sets=sets, dtype=dtype)
+    n_choices = int(arguments["indptr"][-1])
+    lengths = torch.tensor([1, 60, 0, 5, 130, 3, 20, 290, 40])
+    lengths = lengths // (3 if sets else 1)
+    ends = torch.cat([lengths.cumsum(0), arguments["indptr"].new_tensor([n_choices])])
+    arguments["indptr"] = torch.cat([torch.tensor([0]), ends])
+    out = mk.em_pass(**arguments, **options)
+    truth = in_dtype(arguments, options, torch.float64)
+    peer = in_dtype(arguments, options, torch.promote_types(dtype, torch.float32))
+    for name in ("log_likelihood", "mass", "grad_weight"):
+        value, exact, plain = (getattr(x, name) for x in (out, truth, peer))
+        floor = 1e-12 if dtype == torch.float64 else 2e-6
+        assert_close_enough(value, exact, plain, floor=floor, name=name)
+
+
 @pytest.mark.parametrize("n_heads", [1, 8, 20])
 def test_confident_pairs_keep_their_digits(backend, n_heads):
     """Log-probabilities far below the precision of 1 add up, and so do their shares in the gradient."""
