@@ -118,6 +118,12 @@ def test_queries_are_text_around_the_completion(tmp_path: Path) -> None:
     queries = [long + "yes<eos><pad>", long[20:] + "yes Answer: yes", "Answer:Answer:"]
     reward(queries, [long, long, "Answer:"], ["", "", ""])
     assert seen == ["yes", "yes Answer: yes", "Answer:"]
+    # Decoded again, a prompt may have gained or lost blanks; those of its end are still its own.
+    seen.clear()
+    prompts = [long, long, "Say:", "It is n't so .", "\n"]
+    queries = [" " + long + " yes", " " + long[20:] + "yes", " Say: yes", "It isn't so. yes", "yes"]
+    reward(queries, prompts, [""] * 5)
+    assert seen == [" yes", "yes", " yes", " yes", "yes"]
     with pytest.raises(ValueError, match="queries: expected one that begins with its prompt, got 'Hello'"):  # fmt: skip
         reward(["Hello"], [long], [""])
 
