@@ -3,7 +3,7 @@
 Real: stories260K, verl's configuration, registries, reward worker (which loads ``GroupScores`` from a file), trainer, padding,
 actor (FSDP2 on the CPU), policy loss, optimiser and checkpoints. Stood in for: vLLM by transformers, the queue's store by this
 process's memory, Ray's calls between processes by calls. Runs where verl is: ``make test-frameworks``. A whole run of
-``main_ppo``, with Ray and its queue: ``tests/rlhf/verl_whole_run.py``.
+``main_ppo``, with Ray and its queue: ``test_verl_whole.py``.
 """
 
 from __future__ import annotations
