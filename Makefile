@@ -68,10 +68,10 @@ $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest: $(FRAMEWORKS)/%: Makefile $(VENV)/.de
 	$(INTO) $(FRAMEWORKS_$*) && $(ONLY_THEIRS)
 
 test-frameworks: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest  ## real steps in verl and OpenRLHF, newest and lowest
-	set -e; for f in newest lowest; do OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/$$f:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q -m frameworks tests/rlhf/test_verl_step.py tests/rlhf/test_openrlhf_step.py; done
+	set -e; for f in newest lowest; do OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/$$f:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q --disable-warnings -m frameworks tests/rlhf/test_verl_step.py tests/rlhf/test_openrlhf_step.py; done
 
 test-verl-whole: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest  ## a whole training run in verl on this CPU: minutes
-	OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/newest:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q -m frameworks tests/rlhf/test_verl_whole.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/newest:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q --disable-warnings -m frameworks tests/rlhf/test_verl_whole.py
 
 test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp

@@ -225,5 +225,5 @@ def test_a_training_step(
     status = trainer.ppo_train(BETA)
     after = torch.nn.utils.parameters_to_vector(actor.parameters()).detach()
     assert 1e-4 < float((after - start).abs().max()) < 1e-3
-    assert objective() > before + 0.1
+    assert objective() > before + 5
     assert abs(status["policy_loss"]) < 10 and status["maxmin/weight/round"] == 0.5

@@ -243,7 +243,7 @@ def test_a_training_step(verl: Any, queue: Any, data_dir: Path, tmp_path: Path) 
     old = {key: queue[key]["old_log_probs"].clone() for key in keys}
     made._compute_old_log_prob(batch, {})
     gains = torch.stack([(queue[key]["old_log_probs"] - old[key]).sum() for key in keys]).double()
-    assert float(gains @ expected) > 0.1
+    assert float(gains @ expected) > 5
 
     # A checkpoint, and the run that goes on from it
     made._save_checkpoint()

@@ -125,11 +125,8 @@ def register() -> None:
     @ray.remote(num_cpus=0)
     class Server:
         def __init__(self, path: str, tokens: int) -> None:
-            self.model, self.tokens, self.step = (
-                AutoModelForCausalLM.from_pretrained(path).eval(),
-                tokens,
-                0,
-            )
+            self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+            self.tokens, self.step = tokens, 0
             torch.manual_seed(0)
 
         async def generate(
@@ -184,7 +181,6 @@ def register() -> None:
     globals()["Adapter"] = Adapter
     base._ROLLOUT_REGISTRY["transformers", "async"] = f"{__name__}.Adapter"
     replica.RolloutReplicaRegistry.register("transformers", lambda: Replica)
-    return
 
 
 register()
