@@ -173,7 +173,7 @@ def _after(query: str, prompt: str) -> int | None:
     at = [i for i, c in enumerate(query) if not c.isspace()]
     written, wanted = "".join(query.split()), "".join(prompt.split())
     for cut in range(len(wanted) - min(len(wanted), _LEAST_PROMPT) + 1):
-        if written.startswith(wanted[cut:]):
+        if written.startswith(wanted[cut : cut + _LEAST_PROMPT]) and written.startswith(wanted[cut:]):  # fmt: skip
             end = at[len(wanted) - cut - 1] + 1 if wanted else 0
             blanks = prompt[len(prompt.rstrip()) :]
             return end + len(blanks) if query.startswith(blanks, end) else end
