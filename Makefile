@@ -7,7 +7,7 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-trl-lowest test-interp codegen bench bench-check docs gpu lint fmt clean
+.PHONY: help dev build demo test test-trl-lowest test-frameworks test-verl-whole test-interp codegen bench bench-check docs gpu lint fmt clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -38,13 +38,13 @@ demo: $(VENV)/.native  ## real households, then a language model's answers, and 
 	$(BIN)/maxmin demo language --seeds 1 --out out/demo
 
 # Threads that wait for each other by spinning are many times slower where tests share the cores.
-test test-interp test-trl-lowest: export OMP_WAIT_POLICY = PASSIVE
+test test-interp test-trl-lowest test-frameworks test-verl-whole: export OMP_WAIT_POLICY = PASSIVE
 
 # Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
-	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu'
+	MALLOC_PERTURB_=128 $(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not interp and not codegen and not gpu and not frameworks'
 	$(BIN)/python -m pytest -q -m slow
-	$(MAKE) --no-print-directory test-trl-lowest test-interp codegen
+	$(MAKE) --no-print-directory test-trl-lowest test-frameworks test-interp codegen
 
 # The trainers' hooks are private: they are tried on the oldest TRL that is promised, too.
 TRL_LOWEST := $(VENV)/trl-$(shell sed -n 's/.*"trl>=\([0-9.]*\)".*/\1/p' pyproject.toml).0
@@ -54,6 +54,24 @@ $(TRL_LOWEST): $(VENV)/.dependencies
 
 test-trl-lowest: $(VENV)/.native $(TRL_LOWEST)  ## the trainers on the oldest TRL
 	PYTHONPATH=$(TRL_LOWEST) $(BIN)/python -m pytest -q -m 'not slow' tests/rlhf/test_trl.py tests/rlhf/test_reward_function.py tests/rlhf/test_group_dpo.py
+
+# verl and OpenRLHF, newest and lowest, in folders of their own: together with what they ask for they would change the environment.
+# Some of the packages hold a folder `tests` or `scripts`, which would hide others.
+FRAMEWORKS := $(VENV)/frameworks
+FRAMEWORKS_newest := verl==0.9.1 openrlhf==0.11.2
+FRAMEWORKS_lowest := verl==0.9.0 openrlhf==0.11.0
+INTO = rm -rf $@ && $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@
+ONLY_THEIRS = rm -rf $(addprefix $@/,tests scripts recipe tutorial bin) && touch $@
+$(FRAMEWORKS)/needs: tests/frameworks.txt $(VENV)/.dependencies
+	$(INTO) -r tests/frameworks.txt && $(ONLY_THEIRS)
+$(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest: $(FRAMEWORKS)/%: Makefile $(VENV)/.dependencies
+	$(INTO) $(FRAMEWORKS_$*) && $(ONLY_THEIRS)
+
+test-frameworks: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest  ## real steps in verl and OpenRLHF, newest and lowest
+	set -e; for f in newest lowest; do OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/$$f:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q --disable-warnings -m frameworks tests/rlhf/test_verl_step.py tests/rlhf/test_openrlhf_step.py; done
+
+test-verl-whole: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest  ## a whole training run in verl on this CPU: minutes
+	OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/newest:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q --disable-warnings -m frameworks tests/rlhf/test_verl_whole.py
 
 test-interp: $(VENV)/.native  ## Triton's kernels in its interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) -m interp

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,12 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"MAXMIN_DATA: {folder} is not a folder")
     return path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where the data are, a test of the frameworks that skips has failed: something it needs is not there."""
+    report = yield
+    if report.skipped and item.get_closest_marker("frameworks") and os.environ.get("MAXMIN_DATA"):
+        report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr[-1]}"
+    return report

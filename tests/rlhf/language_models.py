@@ -76,3 +76,29 @@ def two_groups() -> list[Any]:
         words_of({"happy", "good", "sun", "ran"}, "merry"),
         words_of({"sad", "bad", "sat", "on", "mat"}, "grave"),
     ]
+
+
+STORY_PROMPTS = [
+    "Once upon a time, there was a",
+    "Lily and her mom went to the",
+    "Tom was a big dog. He",
+    "The sun was",
+]
+
+
+def save_stories(data: Path, folder: Path) -> str:
+    """stories260K from the outside data, as a folder with its tokenizer."""
+    from examples.stories260k import convert
+
+    convert(data / "models_stories260k", folder)
+    return str(folder)
+
+
+def letters(wanted: str, name: str) -> Any:
+    """A reward: the wanted letters' share of the completion's."""
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [10 * sum(c.count(x) for x in wanted) / max(1, len(c)) for c in completions]
+
+    reward.__name__ = name
+    return reward

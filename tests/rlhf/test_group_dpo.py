@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,13 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from maxmin_rlhf import MaxMinWeights
-from tests.rlhf.language_models import PROMPTS, save_language_model
+from tests.rlhf.language_models import (
+    PROMPTS,
+    STORY_PROMPTS,
+    letters,
+    save_language_model,
+    save_stories,
+)
 
 pytest.importorskip("trl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -201,6 +208,112 @@ def test_lora_and_reference_computed_before(model: str, tmp_path: Path) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def stories(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_stories(data_dir, tmp_path_factory.mktemp("stories"))
+
+
+def judged_stories(folder: str, per_prompt: int = 8) -> Any:
+    """Pairs of a real model's own stories; three people judge by round letters, a fourth by sharp ones."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words, rows = AutoTokenizer.from_pretrained(folder), []
+    told, judges = AutoModelForCausalLM.from_pretrained(folder).eval(), [letters("aeo", "round")] * 3 + [letters("stl", "sharp")]  # fmt: skip
+    torch.manual_seed(5)
+    for prompt in STORY_PROMPTS:
+        ids = words(prompt, return_tensors="pt").input_ids.repeat(2 * per_prompt, 1)
+        drawn = told.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=True, top_k=0, top_p=1.0
+        )  # fmt: skip
+        texts = words.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
+        for i, pair in enumerate(zip(texts[::2], texts[1::2], strict=True)):
+            worse, better = sorted(pair, key=lambda text: judges[i % 4](completions=[text])[0])
+            rows.append({"prompt": prompt, "chosen": better, "rejected": worse, "annotator": i % 4})
+    return Dataset.from_list(rows)
+
+
+def test_a_language_model_learns_for_both_groups(stories: str, tmp_path: Path) -> None:
+    """stories260K: each batch's group losses, from the model's own log-probabilities in float64, and where they lead."""
+    from transformers import AutoModelForCausalLM
+
+    data = judged_stories(stories)
+    weights = MaxMinWeights(2, "exponentiated_gradient", lr=0.5)
+    made = trainer(
+        stories, tmp_path, weights=weights, data=data, per_device_train_batch_size=16, max_steps=8, learning_rate=3e-4,
+        warmup_steps=0, lr_scheduler_type="constant", beta=0.3,
+    )  # fmt: skip
+    reference = AutoModelForCausalLM.from_pretrained(stories).double().eval()
+    policy = AutoModelForCausalLM.from_pretrained(stories).double().eval()
+    shares, mirror = torch.tensor([0.703125, 0.296875], dtype=torch.float64), MaxMinWeights(2, "exponentiated_gradient", lr=0.5)  # fmt: skip
+    seen: list[tuple[float, float]] = []
+
+    def losses(batch: Any) -> torch.Tensor:
+        """(B,) of the pairs, in float64."""
+        margins = 0.0
+        for network, sign in ((policy, 1), (reference, -1)):
+            logs = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)  # fmt: skip
+            each = logs.gather(2, batch["input_ids"][:, 1:, None])[..., 0] * batch["completion_mask"][:, 1:]  # fmt: skip
+            chosen, rejected = each.sum(1).chunk(2)
+            margins = margins + sign * (chosen - rejected)
+        return -logsigmoid(0.3 * margins)
+
+    computed = made.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        policy.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            each, resp = losses(inputs), inputs["responsibilities"]
+        w = mirror.update(-(resp.T @ each)[None] / resp.sum(0))
+        found = computed(model, inputs, *args, **options)
+        seen.append((float(found.detach()), float((each * (resp @ (w / shares))).mean())))
+        np.testing.assert_allclose(made.maxmin_weights.weights, w, rtol=1e-4)
+        return found
+
+    def groups() -> np.ndarray:
+        """The groups' mean losses over all pairs."""
+        policy.load_state_dict(made.model.state_dict())
+        batch = made.data_collator([made.train_dataset[i] for i in range(len(data))])
+        with torch.no_grad():
+            resp, each = batch["responsibilities"], losses(batch)
+        return ((resp.T @ each) / resp.sum(0)).numpy()
+
+    start, made.compute_loss = parameters(made), compute_loss
+    np.testing.assert_allclose(groups(), math.log(2), rtol=1e-6)
+    made.train()
+    ours, expected = zip(*seen, strict=True)
+    assert len(ours) == 8
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    assert 1e-4 < float((parameters(made) - start).abs().max()) < 0.01
+    after = groups()
+    assert after.max() < math.log(2) - 0.1
+    # Whoever's loss is larger now has gained weight since the start, or is about to.
+    assert made.maxmin_weights.weights[int(np.argmin(made.maxmin_weights.utilities))] > 0.5
+
+
+def test_a_model_that_has_diverged_is_no_absent_group(model: str, tmp_path: Path) -> None:
+    made = trainer(model, tmp_path, max_steps=2)
+    batch = next(iter(made.get_train_dataloader()))
+    made.model.train()
+    with torch.no_grad():
+        made.model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ValueError, match="loss: expected finite numbers, got nan for a pair of group 0: has the model diverged"):  # fmt: skip
+        made.compute_loss(made.model, batch)
+    assert made.maxmin_weights.steps == 0
+
+
+def test_evaluated_on_a_later_data_set(model: str, tmp_path: Path) -> None:
+    import trl
+
+    made = trainer(model, tmp_path, max_steps=1)
+    made.train()
+    if "evaluate" not in vars(trl.DPOTrainer):
+        return  # this TRL does not prepare it
+    assert made.evaluate(pairs(8))["eval_loss"] > 0
+    with pytest.raises(ValueError, match="eval_dataset: expected a column 'annotator', got"):
+        made.evaluate(pairs(8).remove_columns("annotator"))
+
+
 # ---- interrupted, in parallel
 
 
@@ -276,3 +389,4 @@ def test_bad_input(model: str, tmp_path: Path) -> None:
     refused("weights: expected 2 groups as responsibilities have, got 3", weights=MaxMinWeights(3))
     refused("args.loss_type: expected .*sigmoid.*, got .*hinge", loss_type="hinge")
     refused("args.ld_alpha: expected None, got 0.5", ld_alpha=0.5)
+    refused("args.loss_weights: expected None, got .0.5.", loss_weights=[0.5])

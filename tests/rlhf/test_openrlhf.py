@@ -1,16 +1,13 @@
-"""MaxMinRewardFunction as OpenRLHF calls it: its executor's steps are written down here; one against many processes; errors."""
+"""MaxMinRewardFunction as OpenRLHF calls it: its executor's steps are written down here (its own: test_openrlhf_step.py); one against many processes; errors."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ import torch
 
 from maxmin_rlhf import MaxMinWeights
 from maxmin_rlhf.integrations.openrlhf import MaxMinRewardFunction
-from tests.rlhf.language_models import tokenizer
 
 
 def happy(prompts: Any, completions: Any, **_: Any) -> list[float]:
@@ -77,35 +73,6 @@ def test_a_rollout_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(reward.weights.utilities, expected.utilities, rtol=1e-12, atol=0)
 
 
-def test_the_real_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenRLHF's own, with a file as users write it, and an engine that says what it is told."""
-    found = importlib.util.find_spec("openrlhf")
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip("needs OpenRLHF 0.11")
-    folder = Path(found.submodule_search_locations[0])
-    for name, path in (("openrlhf", folder), ("openrlhf.utils", folder / "utils")):
-        module = ModuleType(name)  # their own __init__ would import DeepSpeed
-        module.__path__ = [str(path)]
-        monkeypatch.setitem(sys.modules, name, module)
-    agent = importlib.import_module("openrlhf.utils.agent")
-    file = tmp_path / "my_reward.py"
-    file.write_text(
-        "from pathlib import Path\nfrom tests.rlhf.test_openrlhf import function\n"
-        f"reward_func = function(Path({str(tmp_path)!r}), update_every=2, end_marks=['</s>'])\n"
-    )
-    executor, words = agent.SingleTurnAgentExecutor(str(file)), tokenizer()
-    said = words("happy and happy </s>", add_special_tokens=False)["input_ids"]
-
-    class Engine:
-        async def generate(self, *_: Any, **__: Any) -> Any:
-            output = SimpleNamespace(token_ids=said, finish_reason="stop", logprobs=None)
-            return SimpleNamespace(outputs=[output])
-
-    out = asyncio.run(executor.execute("the cat", "label", SimpleNamespace(max_tokens=8, logprobs=None), 64, words, Engine()))  # fmt: skip
-    assert float(out["reward"]) == pytest.approx(0.5 * (1.5 - 0.25)) == float(out["scores"])
-    assert float(out["extra_logs"]["maxmin/reward/happy"]) == 1.5
-
-
 def test_queries_are_text_around_the_completion(tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -118,6 +85,12 @@ def test_queries_are_text_around_the_completion(tmp_path: Path) -> None:
     queries = [long + "yes<eos><pad>", long[20:] + "yes Answer: yes", "Answer:Answer:"]
     reward(queries, [long, long, "Answer:"], ["", "", ""])
     assert seen == ["yes", "yes Answer: yes", "Answer:"]
+    # Decoded again, a prompt may have gained or lost blanks; those of its end are still its own.
+    seen.clear()
+    prompts = [long, long, "Say:", "It is n't so .", "\n"]
+    queries = [" " + long + " yes", " " + long[20:] + "yes", " Say: yes", "It isn't so. yes", "yes"]
+    reward(queries, prompts, [""] * 5)
+    assert seen == [" yes", "yes", " yes", " yes", "yes"]
     with pytest.raises(ValueError, match="queries: expected one that begins with its prompt, got 'Hello'"):  # fmt: skip
         reward(["Hello"], [long], [""])
 

@@ -1,4 +1,4 @@
-"""MaxMin in verl: its registry, queue and trainer's steps are written down here as verl 0.9.1 calls them; and the real one's, if it is there.
+"""MaxMin in verl: its registry, queue and trainer's steps are written down here as verl 0.9 calls them; its own: test_verl_step.py.
 
 A test's trainer computes advantages from ``rm_scores`` and ``uid`` as verl's RLOO does, so that what comes out is compared with
 this package's own advantages.
@@ -7,7 +7,6 @@ this package's own advantages.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import math
 import sys
@@ -302,70 +301,3 @@ def test_without_verl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "maxmin_rlhf.integrations.verl", raising=False)
     with pytest.raises(ImportError, match=r"maxmin_rlhf\.integrations\.verl needs verl 0\.9"):
         importlib.import_module("maxmin_rlhf.integrations.verl")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("verl") is None, reason="needs verl 0.9")
-def test_the_real_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """verl's configuration, registry, padding, tensors and RLOO; only its queue's store is this process's memory."""
-    module = importlib.import_module("maxmin_rlhf.integrations.verl")
-    assert "maxmin_sync" in module.register()
-    v1, hydra, queue, padding, tensors = map(importlib.import_module, (
-        "verl.trainer.ppo.v1", "hydra", "transfer_queue", "verl.trainer.ppo.padding_utils", "verl.utils.tensordict_utils"))  # fmt: skip
-    config_folder = Path(v1.__file__).parents[2] / "config"
-    with hydra.initialize_config_dir(str(config_folder), version_base=None):
-        config = hydra.compose("ppo_trainer", overrides=[
-            "trainer.v1.trainer_mode=maxmin_sync", "+algorithm.maxmin.groups=[happy,calm]", "algorithm.adv_estimator=rloo",
-            "+algorithm.maxmin.method=exponentiated_gradient", "+algorithm.maxmin.lr=0.5", f"trainer.default_local_dir={tmp_path}",
-        ])  # fmt: skip
-    rows: dict[str, dict[str, Any]] = {}
-
-    def put(keys: Any, partition_id: str, fields: Any, tags: Any = None) -> Any:
-        for i, key in enumerate(keys):
-            rows.setdefault(key, {}).update({name: fields[i][name] for name in fields.keys()})  # noqa: SIM118
-        return None
-
-    def get(keys: Any, partition_id: str, select_fields: Any = None) -> Any:
-        some = [{n: rows[k][n] for n in select_fields or rows[k] if n in rows[k]} for k in keys]
-        return tensors.list_of_dict_to_tensordict(some)
-
-    def start(self: Any, config: Any) -> None:
-        Trainer.__init__(self, config)
-
-    monkeypatch.setattr(queue, "kv_batch_put", put)
-    monkeypatch.setattr(queue, "kv_batch_get", get)
-    monkeypatch.setattr(v1.PPOTrainer, "__init__", start)
-    made = v1.get_trainer_cls("maxmin_sync")(config)
-    assert made.trainer_mode == config.trainer.v1.trainer_mode == "sync"
-    rewards = panel()
-    batch = rollout_of_verl(rewards, put, tensors)
-    meta = queue.KVBatchMeta(partition_id="train", **batch)
-    meta = padding.upsample_batch_to_divisible_size(meta, 8, 0)
-    assert len(meta) == 16
-    made._compute_advantage(meta, {})
-    weights = MaxMinWeights(2, "exponentiated_gradient", lr=0.5).update(rewards.reshape(-1, 2))
-    full = torch.from_numpy(rewards)
-    mean = full.nanmean(1, keepdim=True).nan_to_num(0.0).expand_as(full)
-    expected = functional.maxmin_advantages(torch.where(full.isnan(), mean, full), weights, leave_one_out=True)  # fmt: skip
-    for key in meta.keys[:12]:
-        p, s, _ = key[1:].split("_")
-        np.testing.assert_allclose(rows[key]["advantages"], float(expected[int(p), int(s)]), atol=1e-5)  # fmt: skip
-
-
-def rollout_of_verl(rewards: np.ndarray, put: Any, tensors: Any) -> dict[str, Any]:
-    """(P, S, K) scores as an agent loop of verl's puts them into the queue."""
-    keys, fields, tags = [], [], []
-    for p, s in np.ndindex(rewards.shape[:2]):
-        n = 2 + (p + s) % 3
-        scores, ones = torch.zeros(n), torch.ones(n + 2, dtype=torch.int64)
-        scores[-1] = 9.0
-        said = {name: None if math.isnan(r) else float(r) for name, r in zip(NAMES, rewards[p, s], strict=True)}  # fmt: skip
-        keys.append(f"u{p}_{s}_0")
-        tags.append({"status": "success", "seq_len": n + 2, "prompt_len": 2, "response_len": n})
-        fields.append({
-            "uid": f"u{p}", "prompts": ones[:2], "responses": ones[2:], "response_mask": ones[2:], "loss_mask": ones[2:],
-            "input_ids": ones, "attention_mask": ones, "position_ids": ones.cumsum(0) - 1, "num_turns": 2, "rm_scores": scores,
-            "rollout_log_probs": torch.zeros(n), "old_log_probs": torch.zeros(n), "ref_log_prob": torch.zeros(n),
-            "multi_modal_inputs": {}, "extra_fields": {"reward_extra_info": {"score": 9.0, **said}},
-        })  # fmt: skip
-    put(keys, "train", tensors.list_of_dict_to_tensordict(fields))
-    return {"keys": keys, "tags": tags}

@@ -27,7 +27,7 @@ from maxmin_rlhf.welfare import MaxMinWeights
 __all__ = ["MaxMinRewardFunction"]
 
 _FORMAT = 1
-# Fewer characters of a prompt's end could stand at a query's beginning by chance.
+# Fewer characters (blanks aside) of a prompt's end could stand at a query's beginning by chance.
 _LEAST_PROMPT = 16
 
 
@@ -99,15 +99,13 @@ class MaxMinRewardFunction:
 
     def _completion(self, query: str, prompt: str) -> str:
         said = query.removeprefix(prompt)
-        if said == query and prompt:  # too long a prompt was cut from the left
-            least = min(len(prompt), _LEAST_PROMPT)
-            ends = (prompt[i:] for i in range(1, len(prompt) - least + 1))
-            end = next((e for e in ends if query.startswith(e)), None)
-            if end is None:
+        if said == query and prompt:
+            start = _after(query, prompt)
+            if start is None:
                 raise ValueError(
                     f"queries: expected one that begins with its prompt, got {query[:60]!r}"
                 )
-            said = query[len(end) :]
+            said = query[start:]
         while marks := [mark for mark in self.end_marks if mark and said.endswith(mark)]:
             said = said.removesuffix(marks[0])
         return said
@@ -164,3 +162,19 @@ class MaxMinRewardFunction:
         self.weights.load_state_dict(state["weights"])
         sums, counts = (torch.tensor(state[n], dtype=torch.float64) for n in ("sums", "counts"))
         return sums, counts, int(state["samples"])
+
+
+def _after(query: str, prompt: str) -> int | None:
+    """Where in a query its prompt ends, None if it is not there.
+
+    OpenRLHF decodes what it has encoded: tokenizers make and drop blanks on that way, and too long a prompt is cut from
+    the left.
+    """
+    at = [i for i, c in enumerate(query) if not c.isspace()]
+    written, wanted = "".join(query.split()), "".join(prompt.split())
+    for cut in range(len(wanted) - min(len(wanted), _LEAST_PROMPT) + 1):
+        if written.startswith(wanted[cut : cut + _LEAST_PROMPT]) and written.startswith(wanted[cut:]):  # fmt: skip
+            end = at[len(wanted) - cut - 1] + 1 if wanted else 0
+            blanks = prompt[len(prompt.rstrip()) :]
+            return end + len(blanks) if query.startswith(blanks, end) else end
+    return None

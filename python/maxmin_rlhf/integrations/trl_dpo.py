@@ -51,7 +51,8 @@ class GroupDPOMixin(KeptWeights):
 
     Raises:
         ValueError, TypeError: a missing column, an annotator without responsibilities, numbers that are none, a group
-            without pairs, weights of another K, an option under which this is not DPO's sigmoid loss.
+            without pairs, weights of another K, an option under which this is not DPO's sigmoid loss; while training: a
+            loss that is not finite.
 
     Note:
         Logged: ``maxmin/weight/group_k``, ``maxmin/utility/group_k`` (running means), ``maxmin/worst``, ``maxmin/gap``,
@@ -72,7 +73,7 @@ class GroupDPOMixin(KeptWeights):
         weights: MaxMinWeights | None = None,
         **kwargs: Any,
     ) -> None:
-        known = _by_annotator(responsibilities)
+        self._known = known = _by_annotator(responsibilities)
         train_dataset = _with_column(train_dataset, known, "train_dataset")
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {n: _with_column(d, known, n) for n, d in eval_dataset.items()}
@@ -105,6 +106,18 @@ class GroupDPOMixin(KeptWeights):
         if _COLUMN not in self._signature_columns:
             self._signature_columns.append(_COLUMN)
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; a later data set needs the columns of the first one."""
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {n: self._judged(d, n) for n, d in eval_dataset.items()}
+        elif eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._judged(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def _judged(self, data: Any, argument: str) -> Any:
+        given = _COLUMN in (getattr(data, "column_names", None) or [])
+        return _with_column(data, None if given else self._known, argument)
+
     def compute_ref_log_probs(self, *args: Any) -> Any:
         """As TRL's; the groups are none of the model's inputs."""
         *model, inputs = args
@@ -126,6 +139,7 @@ class GroupDPOMixin(KeptWeights):
         everyone = gather(resp), gather(loss.detach()), gather(right)
         mass = everyone[0].sum(0)
         if training:
+            _check_finite(everyone[0], everyone[1])
             means = (everyone[0].T @ everyone[1]) / mass
             utilities = torch.where(mass > _PRESENT, -means, torch.nan)
             self.maxmin_weights.update(utilities[None], gathered=True)
@@ -207,9 +221,17 @@ class _Collator:
         return out
 
 
+def _check_finite(resp: Tensor, loss: Tensor) -> None:
+    """To the weights NaN is an absent group: they would go on as if nobody of a diverged model's groups were there."""
+    for row in (~loss.isfinite()).nonzero().flatten().tolist():
+        found = f"{float(loss[row])} for a pair of group {int(resp[row].argmax())}"
+        raise ValueError(f"loss: expected finite numbers, got {found}: has the model diverged?")
+
+
 def _check_options(args: Any) -> None:
     plain = {
         "loss_type": ["sigmoid"],
+        "loss_weights": None,
         "f_divergence_type": "reverse_kl",
         "ld_alpha": None,
         "use_weighting": False,
