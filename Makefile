@@ -7,7 +7,7 @@ JOBS ?= 2
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev build demo test test-trl-lowest test-frameworks test-verl-whole test-interp codegen bench bench-check docs gpu lint fmt clean
+.PHONY: help dev build demo test test-trl-lowest test-frameworks real-steps test-verl-whole test-interp codegen bench bench-check docs gpu lint fmt clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -38,7 +38,7 @@ demo: $(VENV)/.native  ## real households, then a language model's answers, and 
 	$(BIN)/maxmin demo language --seeds 1 --out out/demo
 
 # Threads that wait for each other by spinning are many times slower where tests share the cores.
-test test-interp test-trl-lowest test-frameworks test-verl-whole: export OMP_WAIT_POLICY = PASSIVE
+test test-interp test-trl-lowest test-frameworks real-steps test-verl-whole: export OMP_WAIT_POLICY = PASSIVE
 
 # Memory from malloc comes filled with a large number: a kernel that reads before it writes is found out.
 test: $(VENV)/.native  ## every test; those that take long or measure time run alone
@@ -67,7 +67,11 @@ $(FRAMEWORKS)/needs: tests/frameworks.txt $(VENV)/.dependencies
 $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest: $(FRAMEWORKS)/%: Makefile $(VENV)/.dependencies
 	$(INTO) $(FRAMEWORKS_$*) && $(ONLY_THEIRS)
 
-test-frameworks: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest  ## real steps in verl and OpenRLHF, newest and lowest
+test-frameworks: $(VENV)/.native  ## real steps in verl and OpenRLHF, newest and lowest
+	@if $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; \
+	then $(MAKE) --no-print-directory real-steps; else echo "Left out: OpenRLHF comes for Python 3.11 and 3.12 only."; fi
+
+real-steps: $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest $(FRAMEWORKS)/lowest
 	set -e; for f in newest lowest; do OMP_NUM_THREADS=1 PYTHONPATH=$(FRAMEWORKS)/$$f:$(FRAMEWORKS)/needs $(BIN)/python -m pytest -q --disable-warnings -m frameworks tests/rlhf/test_verl_step.py tests/rlhf/test_openrlhf_step.py; done
 
 test-verl-whole: $(VENV)/.native $(FRAMEWORKS)/needs $(FRAMEWORKS)/newest  ## a whole training run in verl on this CPU: minutes
