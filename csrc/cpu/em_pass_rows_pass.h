@@ -121,7 +121,7 @@ void pack_weights(const Pass<T>& p, const void* weight, typename Pass<T>::Real* 
     }
     for (int64_t h = 0; h < b.n_heads; h++)
       for (int64_t d = 0; d < p.n_features; d++) {
-        const int64_t at = b.margins == Margins::kPairs ? (d / 2 * b.padded + h) * 2 + d % 2
+        const int64_t at = b.margins == Margins::kQuads ? (d / 4 * b.padded + h) * 4 + d % 4
                                                         : h * p.width + (p.direct ? Rows<T>::lane(d) : d);
         to[at] = from[h * p.n_features + d];
       }
@@ -136,18 +136,18 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
   p.blocks = blocks;
   p.n_blocks = cut_heads<Real>(p.mixtures, p.n_features, blocks);
   int64_t least_padded = W;
-  bool pairs = false, scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
+  bool quads = false, scalars = true, narrow = p.n_blocks == 1;  // how rows are read: only feature by feature; never so
   for (int64_t k = 0; k < p.n_blocks; k++) {
     least_padded = least(least_padded, blocks[k].padded);
     scalars &= blocks[k].transposed;
     narrow &= blocks[k].margins == Margins::kDots;
-    pairs |= 2 * blocks[k].padded == W;
+    quads |= 2 * blocks[k].padded == W;
   }
   // A product of fewer than two factors gains nothing over the logarithm of each.
   p.multiplied = are_plain_pairs(p.data) && p.data.n_rows >= 2 * ceil_div(W, least_padded) * p.data.n_annotators;
   const bool whole_groups = p.n_features % Rows<T>::kFeatures == 0;
   // Sums over lanes take longer than a copy where rows are short and heads not so few.
-  narrow &= !pairs || p.n_features > kShortRow;
+  narrow &= !quads || p.n_features > kShortRow;
   p.direct = p.stride_feature == 1 && (sizeof(T) == sizeof(Real) ? whole_groups || scalars : whole_groups && narrow);
   p.width = scalars ? p.n_features : round_up(p.n_features, W);
   p.most_padded = p.most_mixtures = 1;
@@ -159,7 +159,7 @@ void lay_out(Pass<T>& p, HeadBlock* blocks) {
     p.n_padded = b.at + round_up(b.padded, kSlack);
     if (b.margins == Margins::kDots && sizeof(Real) == sizeof(float) && 2 * b.padded == W &&
         (sizeof(T) == sizeof(Real) || !p.direct))
-      b.margins = Margins::kPairs;
+      b.margins = Margins::kQuads;
     b.weights = p.n_weights;
     b.sums = p.n_sums;
     p.n_weights += round_up(b.padded * p.width, kSlack);

@@ -8,7 +8,7 @@ namespace maxmin {
 namespace MAXMIN_ISA {
 
 // ---- heads: blocks of whole mixtures, few enough heads that a tile's margins stay in the nearest caches
-enum class Margins { kDots, kPairs, kLanes };  // features in the lanes, heads and pairs of features, heads
+enum class Margins { kDots, kQuads, kLanes };  // features in the lanes, heads and four features each, heads
 struct HeadBlock : MixtureBlock {
   Margins margins;
   bool transposed;        // gradient sums (features, padded) with heads in the lanes, else (n_heads, width)

@@ -118,36 +118,41 @@ static void dot_margins(const X* x, int64_t stride, int64_t n_rows, const Real* 
     dot_margins<X, Real, kHeads / 2>(x, stride, n_rows, w, n, padded, m, ahead);
 }
 
-// ---- margins of half as many heads as lanes, float32: a vector holds each head twice, for an even feature and the odd
-// one behind it, which are broadcast together. w (n / 2, width / 2, 2) packed, n even.
+// ---- margins of half as many heads as lanes, float32: two vectors, each of a quarter as many heads, and of each the
+// products of four features, which are broadcast together: one load for two multiply-adds. w (n / 4, width / 2, 4)
+// packed, n a multiple of 4.
 template <int kRows>
-MAXMIN_INLINE void pair_rows(const float* x, int64_t stride, const float* w, int64_t n, float* m, Ahead& ahead) {
-  typedef double loose __attribute__((aligned(4), may_alias));
+MAXMIN_INLINE void quad_rows(const float* x, int64_t stride, const float* w, int64_t n, float* m, Ahead& ahead) {
   constexpr int W = kWidth<float>, kStep = 8;
   constexpr std::make_integer_sequence<int, W> lanes{};
-  Vec<float> sum[kRows];
-  MAXMIN_UNROLL for (int r = 0; r < kRows; r++) sum[r] = Vec<float>{};
+  Vec<float> sum[kRows][2];
+  MAXMIN_UNROLL for (int r = 0; r < kRows; r++) sum[r][0] = sum[r][1] = Vec<float>{};
   const char* at = ahead.at;
   for (int64_t d0 = 0; d0 < n; d0 += kStep) {
     Ahead::ask<half_of<float>(kRows * kStep)>(at);
     const int64_t end = least(n, d0 + kStep);
-    for (int64_t d = d0; d < end; d += 2) {
-      Vec<float> wd = load(w + d * (W / 2));
-      MAXMIN_UNROLL for (int r = 0; r < kRows; r++) sum[r] +=
-          (Vec<float>)splat<double>(*reinterpret_cast<const loose*>(x + r * stride + d)) * wd;
+    for (int64_t d = d0; d < end; d += 4) {
+      const Vec<float> w0 = load(w + d * (W / 2)), w1 = load(w + d * (W / 2) + W);
+      MAXMIN_UNROLL for (int r = 0; r < kRows; r++) {
+        const Vec<float> xr = load_quad(x + r * stride + d);
+        sum[r][0] += xr * w0;
+        sum[r][1] += xr * w1;
+      }
     }
   }
   ahead.at = at;
+  Vec<float> two[kRows];
+  MAXMIN_UNROLL for (int r = 0; r < kRows; r++) two[r] = pair_sums<float>(sum[r][0], sum[r][1], lanes);
   MAXMIN_UNROLL for (int r = 0; r < kRows; r += 2)
-      store(m + r * (W / 2), pair_sums<float>(sum[r], sum[r + 1 < kRows ? r + 1 : r], lanes));
+      store(m + r * (W / 2), pair_sums<float>(two[r], two[r + 1 < kRows ? r + 1 : r], lanes));
 }
-static inline void pair_margins(const float* x, int64_t stride, int64_t n_rows, const float* w, int64_t n, float* m,
+static inline void quad_margins(const float* x, int64_t stride, int64_t n_rows, const float* w, int64_t n, float* m,
                                 Ahead& ahead) {
-  constexpr int kRows = kRowsAtOnce, kHeads = kWidth<float> / 2;
+  constexpr int kRows = kManyRegisters ? kRowsAtOnce : 6, kHeads = kWidth<float> / 2;
   int64_t i = 0;
-  for (; i + kRows <= n_rows; i += kRows) pair_rows<kRows>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
-  for (; i + 4 <= n_rows; i += 4) pair_rows<4>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
-  for (; i < n_rows; i++) pair_rows<1>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
+  for (; i + kRows <= n_rows; i += kRows) quad_rows<kRows>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
+  for (; i + 2 <= n_rows; i += 2) quad_rows<2>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
+  for (; i < n_rows; i++) quad_rows<1>(x + i * stride, stride, w, n, m + i * kHeads, ahead);
 }
 
 // ---- margins of many heads: lanes are heads. w (n, kVectors * width) packed.

@@ -40,7 +40,7 @@ void shares(const Pass<T>& p, const HeadBlock& b, const Tile<X, Real>& tile, con
     if (b.margins == Margins::kLanes)
       lane_margins(tile.x, tile.stride, part.n_rows, w, p.n_features, b.padded, buffers.s, tile.ahead);
   if constexpr (widened && sizeof(Real) == sizeof(float))
-    if (b.margins == Margins::kPairs) pair_margins(tile.x, tile.stride, part.n_rows, w, p.width, buffers.s, tile.ahead);
+    if (b.margins == Margins::kQuads) quad_margins(tile.x, tile.stride, part.n_rows, w, p.width, buffers.s, tile.ahead);
   if (p.multiplied) return;
   choose(part, b.padded, buffers.s, buffers.c);
   if (!part.weight) return;

@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -49,6 +49,17 @@ MAXMIN_INLINE Vec<T> load(const T* p) {  // any alignment
 template <class T>
 MAXMIN_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
+}
+// Four elements, again and again.
+MAXMIN_INLINE Vec<float> load_quad(const float* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(p));
+#elif defined(__AVX__)
+  return (Vec<float>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#else
+  static_assert(kWidth<float> == 4);
+  return load(p);
+#endif
 }
 // A vector of doubles from as many elements.
 MAXMIN_INLINE Vec<double> load_double(const double* p) { return load(p); }
