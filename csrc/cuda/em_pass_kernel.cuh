@@ -7,7 +7,7 @@
 //   posterior(t)  in each CTA alike, warp = head, lane = row: log p, sum over the annotator, softmax over the mixture
 //   gradient(t)   += X^T c from the same bytes; then the warp's slots are loaded anew
 //
-// With two blocks of heads the clusters 2q and 2q + 1 do this over the same tiles, a block each.
+// With B blocks of heads the clusters Bq to Bq + B - 1 do this over the same tiles, a block each.
 //
 // An annotator that ends in the tile gives c = gamma v s; the rows of one that goes on add to an unscaled second sum,
 // which is scaled when he ends, or written out where his chunk ends.

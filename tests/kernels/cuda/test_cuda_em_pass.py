@@ -38,6 +38,25 @@ CASES = {
         {"variant": 9, "carry": False},
         ([1, 31, 20], 300, (9, 8), False, torch.float16),
     ),
+    "33 heads in three blocks": (
+        {"variant": 4, "chunk_rows": 64, "carry": True, "clusters": 3},
+        ([1, 33, 0, 66, 7], 450, (11, 11, 11), True),
+        {"label_noise": 0.05},
+    ),
+    "40 heads in three blocks, float16": (
+        {"variant": 11, "chunk_rows": 64, "carry": True},
+        ([1, 32, 33, 0, 70], 300, (7, 16, 0, 8, 9), True, torch.float16, 1e-6),
+    ),
+    "72 heads in five blocks, choices": (
+        {"variant": 4, "chunk_rows": 48, "carry": True},
+        ([1, 5, 0, 40, 2], 130, (3, 16, 9, 1, 13, 11, 4, 10, 5), True),
+        {"sets": 4, "temperature": 2.0},
+    ),
+    "72 heads in eight blocks, hard": (
+        {"variant": 5, "carry": False, "clusters": 5},
+        (SHORT[:4], 64, (9,) * 8),
+        {"hard": True},
+    ),
     "9 heads, as compiled": ({"variant": 5, "carry": False}, (SHORT[:9], 1000, (4, 5))),
     "float16, carried": (
         {"variant": 8, "chunk_rows": 1000, "carry": True},
@@ -111,26 +130,59 @@ def test_emulated_as_compiled(variant, mixtures, dtype):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "served"),
-    [([8, 6, 5, 5, 4, 4], True), ([16, 16], True), ([3] * 10, True), ([0, 16, 1], True), ([11, 11, 10], False), ([17], False)],
-)  # fmt: skip
-def test_mixtures_go_whole_into_two_blocks(sizes, served):
+    ("sizes", "n_blocks"),
+    [
+        ([8, 6, 5, 5, 4, 4], 2),
+        ([16, 16], 2),
+        ([3] * 10, 2),
+        ([0, 16, 1], 2),
+        ([11, 11, 10], 3),
+        ([7, 16, 0, 8, 9], 3),
+        ([3, 16, 9, 1, 13, 11, 4, 10, 5], 5),
+        ([9] * 8, 8),
+        ([1] * 200, 13),
+        ([17], None),
+        ([1, 33, 2], None),
+        ([20, -3], None),
+    ],
+)
+def test_mixtures_go_whole_into_blocks(sizes, n_blocks):
     pointer = torch.tensor([0, *sizes]).cumsum(0)
     places = _cuda_heads.places_in_blocks(pointer)
-    assert (places is not None) == served
-    if places is None:
+    if n_blocks is None:
+        assert places is None
         return
     head = places.head.tolist()
-    assert len(set(head)) == len(head) == sum(sizes) and max(head) < 32
+    assert places.padded == 16 * n_blocks == places.end.shape[0]
+    assert len(set(head)) == len(head) == sum(sizes) and max(head) < places.padded
     for mixture, (a, b) in enumerate(itertools.pairwise(pointer.tolist())):
         own = head[a:b]
         assert own == list(range(own[0], own[0] + b - a)) if own else True
         assert len({place // 16 for place in own}) <= 1
         assert all(places.begin[p] == own[0] and places.end[p] == own[-1] + 1 for p in own)
         assert not own or int(places.first[mixture]) == own[0]
-    for p in set(range(32)) - set(head):  # what fills up is nobody's
+    for p in set(range(places.padded)) - set(head):  # what fills up is nobody's
         inside = range(int(places.begin[p]), int(places.end[p]))
         assert p in inside and not set(inside) & set(head) and len({k // 16 for k in inside}) == 1
+
+
+def test_of_many_blocks_few_clusters_are_idle():
+    shares = library().shares
+    for clusters, blocks in itertools.product(range(1, 67), range(1, 41)):
+        found = shares(clusters, blocks)
+        rounds = -(-found * blocks // clusters)
+        assert found >= 1 and 8 * found * blocks >= 7 * clusters * rounds
+        # No fewer rounds would do, and no more fits into these.
+        assert (found + 1) * blocks > clusters * rounds
+        for fewer in range(1, rounds):
+            assert 8 * (clusters * fewer // blocks) * blocks < 7 * clusters * fewer
+    assert [shares(16, blocks) for blocks in (1, 2, 3, 5, 6, 9, 17)] == [16, 8, 5, 3, 5, 5, 5]
+    assert shares(0, 3) == 1  # a device that fits none says so when it is asked to
+
+
+def test_variants_take_8_heads_or_whole_blocks_of_16():
+    served = library().heads_served
+    assert [n for n in range(1, 100) if served(ctypes.c_int64(n))] == [8, 16, 32, 48, 64, 80, 96]
 
 
 def test_parts_hold_a_weight():
@@ -274,16 +326,17 @@ def test_the_compiled_cutter_cuts_as_the_emulated_one():
             assert torch.equal(mine, other.flatten())
 
 
-def test_through_the_public_face(monkeypatch):
+@pytest.mark.parametrize(("variant", "mixtures"), [(1, (2, 3)), (4, (9, 15, 16))])
+def test_through_the_public_face(monkeypatch, variant, mixtures):
     """Forced, differentiated, the pointer's tiles cut once."""
-    emulator, calls = Emulator(1, carry=True), []
+    emulator, calls = Emulator(variant, carry=True), []
     cut = emulator.em_pass_tiles
     monkeypatch.setattr(emulator, "em_pass_tiles", lambda *a: calls.append(1) or cut(*a))
     monkeypatch.setattr(_cuda, "native", lambda: emulator)
     # As on a Hopper GPU.
     opted = _registry._Implementation(_cuda.em_pass_fwd, lambda *args: None, opt_in=True)
     monkeypatch.setitem(_registry._implementations["em_pass_fwd"], "cuda", opted)
-    given = problem([3, 40, 0, 7, 50], 130, (2, 3))
+    given = problem([3, 40, 0, 7, 50], 130, mixtures)
     given["weight"].requires_grad_()
     with mk.backend("em_pass:cuda"):
         outs = [mk.em_pass(**given, plan=mk.em_plan(given["indptr"])) for _ in range(2)]

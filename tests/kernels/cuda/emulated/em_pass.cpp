@@ -29,6 +29,7 @@ int visit_emulated(int which, Visit visit) {
     case 7: return visit(Config<16, 8, 8, 10, false, true>{});   // as compiled: 4096
     case 9: return visit(Config<16, 2, 8, 10, true, false>{});   // float16, as compiled
     case 10: return visit(Config<8, 4, 16, 6, true, true>{});    // float16, as compiled: 4096
+    case 11: return visit(Config<16, 2, 8, 10, true, true>{});   // float16, as compiled
 #endif
   }
   return 1;
@@ -61,6 +62,13 @@ double sum_of_parts(int half, float x) {
     x = half ? rest<true>(x) : rest<false>(x);
   }
   return sum;
+}
+
+int shares(int n_clusters, int n_blocks) { return shares_of(n_clusters, n_blocks); }
+
+// 0: no variant takes so many heads.
+int heads_served(int64_t n_heads) {
+  return visit_variant({heads_of_block(n_heads), 64, false, false}, 0, [](auto) { return 1; });
 }
 
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
