@@ -17,13 +17,13 @@ namespace {
 template <class Visit>
 int visit_emulated(int which, Visit visit) {
   switch (which) {
-    case 1: return visit(Config<8, 2, 4, 6, false, true>{});  // 512 columns
-    case 2: return visit(Config<8, 4, 4, 5, false, true>{});  // 1024; an odd ring
-    case 3: return visit(Config<8, 2, 4, 8, false, true>{});  // a longer ring
-    case 8: return visit(Config<8, 2, 4, 6, true, true>{});   // float16
+    case 1: return visit(Config<8, 2, 4, 6, false, true>{});   // 512 columns
+    case 2: return visit(Config<8, 4, 4, 5, false, true>{});   // 1024; an odd ring
+    case 3: return visit(Config<8, 2, 4, 8, false, true>{});   // a longer ring
+    case 8: return visit(Config<8, 2, 4, 6, true, true>{});    // float16
+    case 4: return visit(Config<16, 2, 8, 5, false, true>{});  // 1024; two heads a warp
 #ifndef MAXMIN_QUICK
     case 0: return visit(Config<8, 2, 4, 6, false, false, false>{});
-    case 4: return visit(Config<16, 2, 8, 5, false, true>{});    // 1024; two heads a warp
     case 5: return visit(Config<16, 2, 8, 10, false, false>{});  // as compiled
     case 6: return visit(Config<8, 4, 16, 6, false, true>{});    // as compiled: 4096
     case 7: return visit(Config<16, 8, 8, 10, false, true>{});   // as compiled: 4096
