@@ -9,8 +9,9 @@ struct Cta {
   static constexpr int H = F::H, C = F::C, WARPS = F::WARPS;
 
   const Arguments a;  // a copy: what is read through a reference is read anew after every store
-  // Aligned for the swizzle; the same offset in every CTA, since dynamic shared memory starts alike.
-  uint8_t* base = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(dynamic_shared()) + 1023) & ~uintptr_t(1023));
+  // Aligned for the swizzle; the same offset in every CTA, since dynamic shared memory starts alike. An offset, not a
+  // rounded address: of that the compiler would not know that it is shared, and each access would look it up.
+  uint8_t* base = dynamic_shared() + (-shared_addr(dynamic_shared()) & 1023);
   float* partial = reinterpret_cast<float*>(base + F::kPartials);
   float* inbox = reinterpret_cast<float*>(base + F::kInboxes);  // [2][C][H][32]
   float* gamma = reinterpret_cast<float*>(base + F::kGammas);  // [2][H], of the annotator that a carried sum belongs to
