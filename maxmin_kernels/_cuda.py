@@ -13,8 +13,8 @@ from torch import Tensor
 
 from maxmin_kernels import _native, reference
 from maxmin_kernels._cuda_heads import (
-    BLOCK,
-    most_features,
+    MOST_FEATURES,
+    block_of,
     places_in_blocks,
     places_of,
     scaled_for_float16,
@@ -62,15 +62,17 @@ def em_pass_refusal(
         return f"it serves bfloat16 and float16 features, got {features.dtype}"
     if n_heads < 1:
         return f"it serves 1 head or more, got {n_heads}"
-    if n_heads > BLOCK and (mixture_indptr is None or places_in_blocks(mixture_indptr) is None):
+    if not 1 <= n_features <= MOST_FEATURES:
+        return f"it serves 1 to {MOST_FEATURES} features, got {n_features}"
+    block = block_of(n_features)
+    if n_heads > block and (
+        mixture_indptr is None or places_in_blocks(mixture_indptr, block) is None
+    ):
         sizes = torch.tensor([n_heads]) if mixture_indptr is None else mixture_indptr.diff()
         return (
-            f"it serves mixtures of at most {BLOCK} heads each, got "
+            f"with {n_features} features it serves mixtures of at most {block} heads each, got "
             f"{sizes.numel()} of {int(sizes.min())} to {int(sizes.max())}"
         )
-    most = most_features(n_heads)
-    if not 1 <= n_features <= most:
-        return f"with {n_heads} heads it serves 1 to {most} features, got {n_features}"
     if not 1 <= n_rows < 2**31 - _TILE_ROWS:
         return f"it serves 1 to 2^31 rows, got {n_rows}"
     if features.stride(1) != 1 or features.stride(0) % 8 or features.data_ptr() % 16:
@@ -202,7 +204,7 @@ def em_pass_fwd(
     n_heads = weight.shape[0]
     if mixture_indptr is None:
         mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
-    places = places_of(mixture_indptr, n_heads)
+    places = places_of(mixture_indptr, n_heads, features.shape[1])
     heads = places.padded
     cut = _tiles_of(features, indptr, heads, choice_indptr)
     tiles = cut.tiles

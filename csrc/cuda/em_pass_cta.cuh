@@ -22,7 +22,7 @@ struct Cta {
   uint64_t *described = full + F::SLOTS * WARPS, *got = described + F::kDescriptors;
   int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
   int me = cluster_rank(), cluster = cluster_id();
-  int n_blocks = H == 16 ? a.head_blocks : 1, n_heads = n_blocks * H;
+  int n_blocks = a.head_blocks, n_heads = n_blocks * H;
   int share = cluster / n_blocks, head0 = cluster % n_blocks * H;
   int tile0 = a.tile_begin[share], n = a.tile_begin[share + 1] - tile0;
   int64_t column0 = int64_t(me * WARPS + warp) * 64;

@@ -69,13 +69,13 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>((n + kJoinThreads - 1)
 using namespace maxmin::em;
 
 extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters) {
-  const Wanted wanted{heads_of_block(n_heads), n_features, half != 0, carry != 0};
+  const Wanted wanted{heads_of_block(n_heads, n_features), n_features, half != 0, carry != 0};
   return visit_variant(wanted, cudaErrorInvalidValue, [&](auto variant) -> int {
     using F = decltype(variant);
     if (const cudaError_t error = Launch<F>::allow_shared_memory()) return error;
     const Launch<F> one(1);
     const cudaError_t error = cudaOccupancyMaxActiveClusters(n_clusters, em_pass_kernel<F>, &one.config);
-    *n_clusters = shares_of(*n_clusters, head_blocks(n_heads));
+    *n_clusters = shares_of(*n_clusters, head_blocks(n_heads, n_features));
     return error;
   });
 }
@@ -100,11 +100,11 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
                     heads->n_features,
-                    head_blocks(heads->n_heads),
+                    head_blocks(heads->n_heads, heads->n_features),
                     objective_of(*objective)};
   CUtensorMap map;
-  const Wanted wanted{heads_of_block(heads->n_heads), heads->n_features, heads->half != 0, plan->carry != 0,
-                      plan->steps};
+  const Wanted wanted{heads_of_block(heads->n_heads, heads->n_features), heads->n_features, heads->half != 0,
+                      plan->carry != 0, plan->steps};
   if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, wanted.half, &map)) {
     return error;
   }

@@ -52,7 +52,7 @@ def by_cuda(arguments, options):
 @pytest.mark.parametrize("name", ["1", "4", "20", "32", "256", "zipf", "long"])
 @pytest.mark.parametrize(
     ("n_features", "mixtures"),
-    [(1000, (3, 5)), (2048, (1,)), (4096, (8,)), (8192, (2, 3)), (1024, (4, 12)), (2001, (9,)), (4096, (1, 3, 12))],
+    [(1000, (3, 5)), (2048, (1,)), (4096, (8,)), (8192, (2, 3)), (1024, (4, 12)), (2001, (9,)), (4096, (1, 3, 12)), (8192, (8, 3, 7))],
 )  # fmt: skip
 def test_against_the_reference(name, n_features, mixtures):
     compare(*problem(name, n_features, mixtures, n_features == 1000))

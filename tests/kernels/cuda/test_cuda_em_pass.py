@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import maxmin_kernels as mk
-from maxmin_kernels import _cuda
+from maxmin_kernels import _cuda, _cuda_heads
 from maxmin_kernels.ops import _registry
 from tests.kernels.cuda.emulator import Emulator, library, needs_sources
 from tests.kernels.cuda.layouts import LONG, SHORT, assert_near, emulated, exact, problem
@@ -115,6 +115,14 @@ def test_ties_go_to_the_first_head_and_an_empty_group_to_nobody(hard):
     assert bool((out.log_resp[:, 3] == -torch.inf).all())
     if hard:
         assert torch.equal(out.log_resp[:, 0], torch.zeros(5))
+
+
+def test_many_features_go_in_blocks_of_8(monkeypatch):
+    monkeypatch.setattr(_cuda_heads, "WIDE", 128)  # 4096 on a device
+    given = problem([1, 33, 0, 70, 7], 130, (5, 0, 2, 6, 3, 4), weighted=True)
+    for seed in (1, 2):
+        out = emulated(Emulator(1, seed=seed, chunk_rows=64, clusters=3), given)
+        assert_near(out, exact(given))
 
 
 @pytest.mark.slow

@@ -32,23 +32,37 @@ pytestmark = needs_sources
     ],
 )
 def test_mixtures_go_whole_into_blocks(sizes, n_blocks):
+    check_blocks(sizes, n_blocks, 16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_blocks"), [([8, 1], 2), ([3] * 10, 5), ([5, 0, 2, 6, 3], 2), ([9], None)]
+)
+def test_with_many_features_into_blocks_of_8(sizes, n_blocks):
+    check_blocks(sizes, n_blocks, 8)
+
+
+def check_blocks(sizes, n_blocks, block):
     pointer = torch.tensor([0, *sizes]).cumsum(0)
-    places = _cuda_heads.places_in_blocks(pointer)
+    places = _cuda_heads.places_in_blocks(pointer, block)
+    assert _cuda_heads.places_in_blocks(pointer, block) is places  # dealt once
     if n_blocks is None:
         assert places is None
         return
     head = places.head.tolist()
-    assert places.padded == 16 * n_blocks == places.end.shape[0]
+    assert places.padded == block * n_blocks == places.end.shape[0]
     assert len(set(head)) == len(head) == sum(sizes) and max(head) < places.padded
     for mixture, (a, b) in enumerate(itertools.pairwise(pointer.tolist())):
         own = head[a:b]
         assert own == list(range(own[0], own[0] + b - a)) if own else True
-        assert len({place // 16 for place in own}) <= 1
+        assert len({place // block for place in own}) <= 1
         assert all(places.begin[p] == own[0] and places.end[p] == own[-1] + 1 for p in own)
         assert not own or int(places.first[mixture]) == own[0]
     for p in set(range(places.padded)) - set(head):  # what fills up is nobody's
         inside = range(int(places.begin[p]), int(places.end[p]))
-        assert p in inside and not set(inside) & set(head) and len({k // 16 for k in inside}) == 1
+        assert (
+            p in inside and not set(inside) & set(head) and len({k // block for k in inside}) == 1
+        )
 
 
 def test_of_many_blocks_few_clusters_are_idle():
@@ -65,9 +79,16 @@ def test_of_many_blocks_few_clusters_are_idle():
     assert shares(0, 3) == 1  # a device that fits none says so when it is asked to
 
 
-def test_variants_take_8_heads_or_whole_blocks_of_16():
-    served = library().heads_served
-    assert [n for n in range(1, 100) if served(ctypes.c_int64(n))] == [8, 16, 32, 48, 64, 80, 96]
+def test_variants_take_8_heads_or_whole_blocks():
+    def served(n_features):
+        blocks = {n: library().block_served(ctypes.c_int64(n), ctypes.c_int64(n_features)) for n in range(1, 100)}  # fmt: skip
+        return {n: block for n, block in blocks.items() if block}
+
+    assert _cuda_heads.WIDE == 4096 and _cuda_heads.MOST_FEATURES == 8192
+    for n_features in (64, 4096, 4097, 8192):
+        block = _cuda_heads.block_of(n_features)
+        assert served(n_features) == {8: 8, **dict.fromkeys(range(block, 100, block), block)}
+    assert served(8193) == {}
 
 
 def test_parts_hold_a_weight():

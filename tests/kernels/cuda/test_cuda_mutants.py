@@ -109,7 +109,7 @@ def verdicts(tmp_path_factory):
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     command = [sys.executable, "-m", "tests.kernels.cuda.mutated", *libraries]
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line in ("noticed", "missed", "crashed")]
     return dict(zip(NAMES, said, strict=True))

@@ -59,11 +59,14 @@ REASONS = {
         arguments(n_heads=32, mixture_indptr=torch.tensor([0, 16, 32])),
         "an NVIDIA GPU, got one on cpu",
     ),
-    "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
-    "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
-    "wide, 33 heads": (
-        arguments(n_features=4104, n_heads=33, mixture_indptr=torch.arange(4) * 11),
-        "with 33 heads it serves 1 to 4096",
+    "wide": (arguments(n_features=8200), "it serves 1 to 8192 features, got 8200"),
+    "wide, one mixture of 9 heads": (
+        arguments(n_features=4104, n_heads=9),
+        "with 4104 features it serves mixtures of at most 8 heads each, got 1 of 9 to 9",
+    ),
+    "wide, 40 heads on a CPU": (
+        arguments(n_features=8192, n_heads=40, mixture_indptr=torch.arange(6) * 8),
+        "an NVIDIA GPU, got one on cpu",
     ),
     "freezing": (arguments(temperature=1e-40), "temperatures from 1e-30 to 1e30, got 1e-40"),
     "no rows": (arguments(n_rows=0), "rows, got 0"),

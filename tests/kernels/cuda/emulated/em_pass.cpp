@@ -66,9 +66,10 @@ double sum_of_parts(int half, float x) {
 
 int shares(int n_clusters, int n_blocks) { return shares_of(n_clusters, n_blocks); }
 
-// 0: no variant takes so many heads.
-int heads_served(int64_t n_heads) {
-  return visit_variant({heads_of_block(n_heads), 64, false, false}, 0, [](auto) { return 1; });
+// Heads of a block; 0: no variant takes so many heads and features.
+int block_served(int64_t n_heads, int64_t n_features) {
+  const Wanted wanted{heads_of_block(n_heads, n_features), n_features, false, false};
+  return visit_variant(wanted, 0, [](auto variant) { return decltype(variant)::H; });
 }
 
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
@@ -91,26 +92,27 @@ void cut_tiles(const int64_t* sizes, int64_t n, const int64_t* lengths, int carr
 int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
             const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows, int64_t stride_row,
             const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch) {
-  const Arguments a{static_cast<const Tile*>(plan->tiles),
-                    plan->tile_begin,
-                    heads->weight,
-                    heads->log_weights,
-                    heads->margin_scale,
-                    heads->coef_scale,
-                    heads->mixture_begin,
-                    heads->mixture_end,
-                    out->log_resp,
-                    scratch->evidence_parts,
-                    scratch->mass_parts,
-                    scratch->gradient_parts,
-                    reinterpret_cast<float2*>(scratch->chunk_sums),
-                    scratch->chunk_gradients,
-                    heads->n_features,
-                    head_blocks(heads->n_heads),
-                    objective_of(*objective)};
+  Arguments a{static_cast<const Tile*>(plan->tiles),
+              plan->tile_begin,
+              heads->weight,
+              heads->log_weights,
+              heads->margin_scale,
+              heads->coef_scale,
+              heads->mixture_begin,
+              heads->mixture_end,
+              out->log_resp,
+              scratch->evidence_parts,
+              scratch->mass_parts,
+              scratch->gradient_parts,
+              reinterpret_cast<float2*>(scratch->chunk_sums),
+              scratch->chunk_gradients,
+              heads->n_features,
+              1,
+              objective_of(*objective)};
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
+    a.head_blocks = static_cast<int>(heads->n_heads / F::H);  // whatever it takes with as many features as a test has
     if (heads->n_heads != F::H * a.head_blocks || heads->n_features > F::kColumns || plan->carry != F::kCarry ||
         heads->half != F::kHalf) {
       return 1;
