@@ -13,9 +13,8 @@ from torch import Tensor
 
 from maxmin_kernels import _native, reference
 from maxmin_kernels._cuda_heads import (
-    BLOCK,
-    COLUMNS,
-    padded,
+    MOST_FEATURES,
+    block_of,
     places_in_blocks,
     places_of,
     scaled_for_float16,
@@ -61,16 +60,19 @@ def em_pass_refusal(
         return "it serves rows, got an item table with chosen and rejected"
     if features.dtype not in (torch.bfloat16, torch.float16):
         return f"it serves bfloat16 and float16 features, got {features.dtype}"
-    if not 1 <= n_heads <= 2 * BLOCK:
-        return f"it serves 1 to {2 * BLOCK} heads, got {n_heads}"
-    if n_heads > BLOCK and (mixture_indptr is None or places_in_blocks(mixture_indptr) is None):
-        sizes = [n_heads] if mixture_indptr is None else mixture_indptr.diff().tolist()
+    if n_heads < 1:
+        return f"it serves 1 head or more, got {n_heads}"
+    if not 1 <= n_features <= MOST_FEATURES:
+        return f"it serves 1 to {MOST_FEATURES} features, got {n_features}"
+    block = block_of(n_features)
+    if n_heads > block and (
+        mixture_indptr is None or places_in_blocks(mixture_indptr, block) is None
+    ):
+        sizes = torch.tensor([n_heads]) if mixture_indptr is None else mixture_indptr.diff()
         return (
-            f"it serves mixtures that go into two blocks of {BLOCK} heads, got mixtures of {sizes}"
+            f"with {n_features} features it serves mixtures of at most {block} heads each, got "
+            f"{sizes.numel()} of {int(sizes.min())} to {int(sizes.max())}"
         )
-    most = COLUMNS[padded(n_heads)]
-    if not 1 <= n_features <= most:
-        return f"with {n_heads} heads it serves 1 to {most} features, got {n_features}"
     if not 1 <= n_rows < 2**31 - _TILE_ROWS:
         return f"it serves 1 to 2^31 rows, got {n_rows}"
     if features.stride(1) != 1 or features.stride(0) % 8 or features.data_ptr() % 16:
@@ -199,14 +201,15 @@ def em_pass_fwd(
     plan: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(2)-(8) and the masses, as the schema of ``maxmin::em_pass_fwd`` says."""
-    n_heads, heads = weight.shape[0], padded(weight.shape[0])
+    n_heads = weight.shape[0]
+    if mixture_indptr is None:
+        mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
+    places = places_of(mixture_indptr, n_heads, features.shape[1])
+    heads = places.padded
     cut = _tiles_of(features, indptr, heads, choice_indptr)
     tiles = cut.tiles
     if comparison_weight is not None:
         tiles = _weighted(tiles, _of_rows(comparison_weight, choice_indptr, features.shape[0]))
-    if mixture_indptr is None:
-        mixture_indptr = torch.arange(2, device=indptr.device) * n_heads
-    places = places_of(mixture_indptr, n_heads)
     w = weight.new_zeros(heads, weight.shape[1], dtype=torch.float32)
     w[places.head] = weight.float()
     scales = None

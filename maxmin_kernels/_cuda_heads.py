@@ -1,4 +1,4 @@
-"""Heads as the CUDA EM pass takes them: filled up to 8, 16 or two blocks of 16, and in float16's range."""
+"""Heads as the CUDA EM pass takes them: filled up to 8 or to blocks, and in float16's range."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from maxmin_kernels._memory import Memory
 
-# Features at most, by padded heads (csrc/cuda/em_pass_variants.h).
-COLUMNS = {8: 8192, 16: 4096, 32: 4096}
-# More heads than this go into two blocks, which neighbouring clusters work on over the same tiles.
-BLOCK = 16
+# Columns of the widest variants: of 8 heads, of 16 (csrc/cuda/em_pass_variants.h).
+MOST_FEATURES, WIDE = 8192, 4096
 
 
-def padded(n_heads: int) -> int:
-    return next(padded for padded in COLUMNS if n_heads <= padded)
+def block_of(n_features: int) -> int:
+    """More heads than this go into blocks, which neighbouring clusters work on over the same tiles."""
+    return 16 if n_features <= WIDE else 8
 
 
 class Places(NamedTuple):
@@ -27,56 +26,72 @@ class Places(NamedTuple):
     end: Tensor
     first: Tensor  # (G) place of each mixture's first head
 
+    @property
+    def padded(self) -> int:
+        return self.begin.shape[0]
+
 
 _dealt = Memory()
 
 
-def _first_block(sizes: list[int]) -> frozenset[int] | None:
-    """Mixtures of the first block of two, if they go into two: the fullest that it can be."""
+def _fullest_block(sizes: dict[int, int], block: int) -> frozenset[int]:
+    """Of mixtures with their sizes, those that fill a block as far as it can be filled."""
     held: dict[int, frozenset[int]] = {0: frozenset()}
-    for mixture, size in enumerate(sizes):
+    for mixture, size in sizes.items():
         for total, inside in list(held.items()):
-            if total + size <= BLOCK:
+            if total + size <= block:
                 held.setdefault(total + size, inside | {mixture})
-    return held[max(held)] if sum(sizes) - max(held) <= BLOCK else None
+    return held[max(held)]
 
 
-def places_in_blocks(mixture_indptr: Tensor) -> Places | None:
-    """Waits for the device when it sees the pointer for the first time."""
+def _blocks_of(sizes: list[int], block: int) -> list[frozenset[int]] | None:
+    """Mixtures of each block: two where two are enough, and any two hold more than one could.
+
+    ``None``: a mixture is larger than a block. An empty mixture may be in none.
+    """
+    if min(sizes, default=0) < 0 or max(sizes, default=0) > block:
+        return None
+    left, blocks = {mixture: size for mixture, size in enumerate(sizes) if size > 0}, []
+    while left:
+        blocks.append(_fullest_block(left, block))
+        left = {mixture: size for mixture, size in left.items() if mixture not in blocks[-1]}
+    return blocks
+
+
+def places_in_blocks(mixture_indptr: Tensor, block: int) -> Places | None:
+    """``None`` where a mixture is larger than a block; waits for the device when it sees the pointer for the first time."""
 
     def deal() -> Places | None:
-        sizes = mixture_indptr.diff().tolist()
-        inside = _first_block(sizes)
-        if inside is None or min(sizes) < 0:
+        sizes, device = mixture_indptr.diff().tolist(), mixture_indptr.device
+        blocks = _blocks_of(sizes, block)
+        if blocks is None:
             return None
-        device, free, owns = mixture_indptr.device, [0, BLOCK], []
+        first = [0] * len(sizes)  # of an empty one, anybody's
         # Where nobody lives, each place is a mixture.
-        bounds = torch.arange(2 * BLOCK, dtype=torch.int32)
+        bounds = torch.arange(max(1, len(blocks)) * block, dtype=torch.int32)
         bounds = torch.stack([bounds, bounds + 1])
-        for mixture, size in enumerate(sizes):
-            block = 0 if mixture in inside else 1
-            own = range(free[block], free[block] + size)
-            bounds[0, own.start : own.stop], bounds[1, own.start : own.stop] = own.start, own.stop
-            owns.append(own)
-            free[block] += size
+        for b, inside in enumerate(blocks):
+            place = b * block
+            for mixture in sorted(inside):
+                first[mixture], end = place, place + sizes[mixture]
+                bounds[0, place:end], bounds[1, place:end] = place, end
+                place = end
+        heads = [place + i for place, size in zip(first, sizes, strict=True) for i in range(size)]
         begin, end = bounds.to(device)
-        first = [min(own.start, 2 * BLOCK - 1) for own in owns]  # of an empty one, anybody's
-        return Places(
-            torch.tensor([place for own in owns for place in own], device=device),
-            begin,
-            end,
-            torch.tensor(first, device=device),
-        )
+        return Places(torch.tensor(heads, device=device), begin, end, torch.tensor(first, device=device))  # fmt: skip
 
-    return _dealt.of(mixture_indptr, deal)
+    known = _dealt.of(mixture_indptr, dict)
+    if block not in known:
+        known[block] = deal()
+    return known[block]
 
 
-def places_of(mixture_indptr: Tensor, n_heads: int) -> Places:
-    heads = padded(n_heads)
-    if heads > BLOCK:
-        places = places_in_blocks(mixture_indptr)
+def places_of(mixture_indptr: Tensor, n_heads: int, n_features: int) -> Places:
+    if n_heads > (block := block_of(n_features)):
+        places = places_in_blocks(mixture_indptr, block)
         assert places is not None  # em_pass_refusal has looked
         return places
+    heads = 8 if n_heads <= 8 else 16
     head = torch.arange(heads, device=mixture_indptr.device)
     bounds = torch.cat([mixture_indptr, mixture_indptr.new_full((1,), heads)])
     mixture = torch.searchsorted(bounds, head, right=True)

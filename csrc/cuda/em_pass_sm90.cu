@@ -1,6 +1,4 @@
 // Launches of the EM pass that reads the features once. COMPILED AND EMULATED, NEVER YET RUN ON A DEVICE: opt-in.
-#include <algorithm>
-
 #include "maxmin/em_pass_cuda.h"
 #include "sm90.cuh"
 // After sm90.cuh, whose instructions it uses.
@@ -71,14 +69,13 @@ unsigned blocks(int64_t n) { return static_cast<unsigned>((n + kJoinThreads - 1)
 using namespace maxmin::em;
 
 extern "C" int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters) {
-  const int n_blocks = head_blocks(n_heads);
-  const Wanted wanted{n_heads / n_blocks, n_features, half != 0, carry != 0};
+  const Wanted wanted{heads_of_block(n_heads, n_features), n_features, half != 0, carry != 0};
   return visit_variant(wanted, cudaErrorInvalidValue, [&](auto variant) -> int {
     using F = decltype(variant);
     if (const cudaError_t error = Launch<F>::allow_shared_memory()) return error;
     const Launch<F> one(1);
     const cudaError_t error = cudaOccupancyMaxActiveClusters(n_clusters, em_pass_kernel<F>, &one.config);
-    *n_clusters = std::max(1, *n_clusters / n_blocks);
+    *n_clusters = shares_of(*n_clusters, head_blocks(n_heads, n_features));
     return error;
   });
 }
@@ -103,11 +100,11 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                     reinterpret_cast<float2*>(scratch->chunk_sums),
                     scratch->chunk_gradients,
                     heads->n_features,
-                    head_blocks(heads->n_heads),
+                    head_blocks(heads->n_heads, heads->n_features),
                     objective_of(*objective)};
   CUtensorMap map;
-  const Wanted wanted{heads->n_heads / a.head_blocks, heads->n_features, heads->half != 0, plan->carry != 0,
-                      plan->steps};
+  const Wanted wanted{heads_of_block(heads->n_heads, heads->n_features), heads->n_features, heads->half != 0,
+                      plan->carry != 0, plan->steps};
   if (const cudaError_t error = describe_features(features, n_rows, heads->n_features, stride_row, wanted.half, &map)) {
     return error;
   }

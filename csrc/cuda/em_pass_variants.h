@@ -22,8 +22,24 @@ using Wide = Variants<Config<16, 2, 8, 10, kHalf, kCarry>,   // 1024
 template <int kSteps>
 using Rung = Variants<Config<8, 4, 16, 6, false, false, true, kSteps>>;
 
-// Of more heads two blocks of 16 are worked on side by side.
-constexpr int head_blocks(int64_t n_heads) { return n_heads > 16 ? 2 : 1; }
+// More heads than a block holds are blocks, worked on side by side.
+constexpr int block_heads(int64_t n_features) { return n_features > 4096 ? 8 : 16; }
+constexpr int head_blocks(int64_t n_heads, int64_t n_features) {
+  return n_heads > block_heads(n_features) ? static_cast<int>(n_heads / block_heads(n_features)) : 1;
+}
+// Of one block; 0, which no variant serves, where blocks would not be whole.
+constexpr int64_t heads_of_block(int64_t n_heads, int64_t n_features) {
+  const int n_blocks = head_blocks(n_heads, n_features);
+  return n_heads % n_blocks ? 0 : n_heads / n_blocks;
+}
+// Shares of the tiles, each worked on by a cluster a block: as many as run at once. Where that would leave more than an
+// eighth of the clusters idle (of 16, with 6 blocks 4), as many as run in the fewest rounds that do not.
+constexpr int shares_of(int n_clusters, int n_blocks) {
+  if (n_clusters < 1) return 1;
+  int round = 1;
+  while (n_clusters * round / n_blocks * n_blocks * 8 < n_clusters * round * 7) ++round;
+  return n_clusters * round / n_blocks;
+}
 
 // Which features, heads and tiles a variant is wanted for.
 struct Wanted {

@@ -22,7 +22,8 @@ typedef struct maxmin_em_cuda_plan {
   const int64_t* split_annotator;  // (n_split) their row in log_resp
 } maxmin_em_cuda_plan;
 
-// n_heads is 8, 16 or 32; a head's mixture owns the heads [mixture_begin[h], mixture_end[h]), of 32 all in one half.
+// n_heads is 8 or blocks of 16, above 4096 features blocks of 8; a head's mixture owns the heads
+// [mixture_begin[h], mixture_end[h]), all in one block.
 typedef struct maxmin_em_cuda_heads {
   int64_t n_heads, n_features;
   const float* weight;       // (n_heads, n_features), contiguous
@@ -60,7 +61,7 @@ typedef struct maxmin_em_cuda_scratch {
 } maxmin_em_cuda_scratch;
 
 // All return 0 or a cudaError_t.
-// Clusters of the kernel for these sizes that run at once on the current device; of 32 heads pairs of them.
+// Shares that the tiles are to be dealt in on the current device: of one block the clusters that run at once.
 int maxmin_em_pass_cuda_clusters(int64_t n_heads, int64_t n_features, int half, int carry, int* n_clusters);
 // features (n_rows, n_features) bfloat16 or float16; base and row stride (in elements) multiples of 16 bytes.
 int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,

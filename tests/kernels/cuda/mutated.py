@@ -16,7 +16,8 @@ import maxmin_kernels as mk
 from tests.kernels.cuda.emulator import Emulator
 from tests.kernels.cuda.layouts import LONG, assert_near, emulated, exact, problem
 
-# (emulator options, problem): carried annotators, an odd ring with chunks, eight slots, float16, choice sets.
+# (emulator options, problem): carried annotators, an odd ring with chunks, eight slots, float16, choice sets, ties,
+# three blocks of heads.
 RUNS: list[tuple[dict[str, Any], str]] = [
     ({"variant": 1}, "pairs"),
     ({"variant": 2, "chunk_rows": 96}, "pairs"),
@@ -24,11 +25,13 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"variant": 8, "chunk_rows": 64, "carry": True}, "float16"),
     ({"variant": 1, "carry": True}, "choices"),
     ({"variant": 1, "carry": True}, "ties"),
+    ({"variant": 4, "chunk_rows": 64, "carry": True}, "blocks"),
 ]
 PROBLEMS: dict[str, dict[str, Any]] = {
     "pairs": problem(LONG[:8], 500, (3, 5), weighted=True),
     "float16": problem([1, 33, 5, 70], 130, (3, 2), True, torch.float16, 1e-6),
     "choices": problem([2, 33, 5, 7], 130, (3, 2), True, sets=13, label_noise=0.2),
+    "blocks": problem([3, 33, 70], 64, (11, 9, 7, 4, 10)),
     "ties": problem([5, 33, 7], 130, (3, 2), hard=True),
 }
 PROBLEMS["ties"]["weight"][1:] = PROBLEMS["ties"]["weight"][0].clone()

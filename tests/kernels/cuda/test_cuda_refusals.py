@@ -42,21 +42,32 @@ REASONS = {
     "float32": (arguments(dtype=torch.float32), "bfloat16 and float16 features, got torch.float32"),
     "float64": (arguments(dtype=torch.float64), "bfloat16 and float16 features, got torch.float64"),
     "float16 on a CPU": (arguments(dtype=torch.float16), "an NVIDIA GPU, got one on cpu"),
-    "33 heads": (arguments(n_heads=33), "1 to 32 heads, got 33"),
+    "no heads": (arguments(n_heads=0), "1 head or more, got 0"),
     "one mixture of 17 heads": (
         arguments(n_heads=17),
-        r"two blocks of 16 heads, got mixtures of \[17\]",
+        "mixtures of at most 16 heads each, got 1 of 17 to 17",
     ),
-    "mixtures that go into no two blocks": (
-        arguments(n_heads=32, mixture_indptr=torch.tensor([0, 11, 22, 32])),
-        r"two blocks of 16 heads, got mixtures of \[11, 11, 10\]",
+    "one of three mixtures of 17 heads": (
+        arguments(n_heads=40, mixture_indptr=torch.tensor([0, 3, 20, 40])),
+        "mixtures of at most 16 heads each, got 3 of 3 to 20",
+    ),
+    "72 heads on a CPU": (
+        arguments(n_heads=72, mixture_indptr=torch.arange(9) * 9),
+        "an NVIDIA GPU, got one on cpu",
     ),
     "32 heads on a CPU": (
         arguments(n_heads=32, mixture_indptr=torch.tensor([0, 16, 32])),
         "an NVIDIA GPU, got one on cpu",
     ),
-    "wide": (arguments(n_features=8200), "with 3 heads it serves 1 to 8192 features, got 8200"),
-    "wide, 9 heads": (arguments(n_features=4104, n_heads=9), "with 9 heads it serves 1 to 4096"),
+    "wide": (arguments(n_features=8200), "it serves 1 to 8192 features, got 8200"),
+    "wide, one mixture of 9 heads": (
+        arguments(n_features=4104, n_heads=9),
+        "with 4104 features it serves mixtures of at most 8 heads each, got 1 of 9 to 9",
+    ),
+    "wide, 40 heads on a CPU": (
+        arguments(n_features=8192, n_heads=40, mixture_indptr=torch.arange(6) * 8),
+        "an NVIDIA GPU, got one on cpu",
+    ),
     "freezing": (arguments(temperature=1e-40), "temperatures from 1e-30 to 1e30, got 1e-40"),
     "no rows": (arguments(n_rows=0), "rows, got 0"),
     "odd pitch": (sliced(), r"multiples of 16 bytes, got strides \(61, 1\)"),

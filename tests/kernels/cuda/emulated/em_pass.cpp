@@ -17,18 +17,19 @@ namespace {
 template <class Visit>
 int visit_emulated(int which, Visit visit) {
   switch (which) {
-    case 1: return visit(Config<8, 2, 4, 6, false, true>{});  // 512 columns
-    case 2: return visit(Config<8, 4, 4, 5, false, true>{});  // 1024; an odd ring
-    case 3: return visit(Config<8, 2, 4, 8, false, true>{});  // a longer ring
-    case 8: return visit(Config<8, 2, 4, 6, true, true>{});   // float16
+    case 1: return visit(Config<8, 2, 4, 6, false, true>{});   // 512 columns
+    case 2: return visit(Config<8, 4, 4, 5, false, true>{});   // 1024; an odd ring
+    case 3: return visit(Config<8, 2, 4, 8, false, true>{});   // a longer ring
+    case 8: return visit(Config<8, 2, 4, 6, true, true>{});    // float16
+    case 4: return visit(Config<16, 2, 8, 5, false, true>{});  // 1024; two heads a warp
 #ifndef MAXMIN_QUICK
     case 0: return visit(Config<8, 2, 4, 6, false, false, false>{});
-    case 4: return visit(Config<16, 2, 8, 5, false, true>{});    // 1024; two heads a warp
     case 5: return visit(Config<16, 2, 8, 10, false, false>{});  // as compiled
     case 6: return visit(Config<8, 4, 16, 6, false, true>{});    // as compiled: 4096
     case 7: return visit(Config<16, 8, 8, 10, false, true>{});   // as compiled: 4096
     case 9: return visit(Config<16, 2, 8, 10, true, false>{});   // float16, as compiled
     case 10: return visit(Config<8, 4, 16, 6, true, true>{});    // float16, as compiled: 4096
+    case 11: return visit(Config<16, 2, 8, 10, true, true>{});   // float16, as compiled
 #endif
   }
   return 1;
@@ -63,6 +64,14 @@ double sum_of_parts(int half, float x) {
   return sum;
 }
 
+int shares(int n_clusters, int n_blocks) { return shares_of(n_clusters, n_blocks); }
+
+// Heads of a block; 0: no variant takes so many heads and features.
+int block_served(int64_t n_heads, int64_t n_features) {
+  const Wanted wanted{heads_of_block(n_heads, n_features), n_features, false, false};
+  return visit_variant(wanted, 0, [](auto variant) { return decltype(variant)::H; });
+}
+
 int wants_carry(const int64_t* sizes, int64_t n) { return TileCutter::wants_carry(sizes, n); }
 
 // Called twice: without places to write to it says how much there is.
@@ -83,26 +92,27 @@ void cut_tiles(const int64_t* sizes, int64_t n, const int64_t* lengths, int carr
 int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
             const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows, int64_t stride_row,
             const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch) {
-  const Arguments a{static_cast<const Tile*>(plan->tiles),
-                    plan->tile_begin,
-                    heads->weight,
-                    heads->log_weights,
-                    heads->margin_scale,
-                    heads->coef_scale,
-                    heads->mixture_begin,
-                    heads->mixture_end,
-                    out->log_resp,
-                    scratch->evidence_parts,
-                    scratch->mass_parts,
-                    scratch->gradient_parts,
-                    reinterpret_cast<float2*>(scratch->chunk_sums),
-                    scratch->chunk_gradients,
-                    heads->n_features,
-                    head_blocks(heads->n_heads),
-                    objective_of(*objective)};
+  Arguments a{static_cast<const Tile*>(plan->tiles),
+              plan->tile_begin,
+              heads->weight,
+              heads->log_weights,
+              heads->margin_scale,
+              heads->coef_scale,
+              heads->mixture_begin,
+              heads->mixture_end,
+              out->log_resp,
+              scratch->evidence_parts,
+              scratch->mass_parts,
+              scratch->gradient_parts,
+              reinterpret_cast<float2*>(scratch->chunk_sums),
+              scratch->chunk_gradients,
+              heads->n_features,
+              1,
+              objective_of(*objective)};
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
+    a.head_blocks = static_cast<int>(heads->n_heads / F::H);  // whatever it takes with as many features as a test has
     if (heads->n_heads != F::H * a.head_blocks || heads->n_features > F::kColumns || plan->carry != F::kCarry ||
         heads->half != F::kHalf) {
       return 1;
