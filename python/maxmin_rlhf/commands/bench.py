@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(case: Case, vs: str, rounds: int, device: str) -> dict[str, Any]:
     """One case: milliseconds of ours, of the other and of the floor, the three taking turns."""
+    _keep_memory()
     other = torch.compile(case.plain) if vs == "compile" else case.plain
     agree(case, other)
     runs: dict[str, Run] = {"ours": case.ours, "other": other, **_probes(case, device)}
@@ -64,6 +66,16 @@ def measure(case: Case, vs: str, rounds: int, device: str) -> dict[str, Any]:
         "floor_ms": float(np.median(floor)),
         "share_of_floor": float(np.median(floor / ours)),
     }
+
+
+def _keep_memory() -> None:
+    """Freed memory stays with the process, by glibc's malloc. Else a call may or may not pay for pages that the system took
+    back after the call before, which was somebody else's."""
+    trim_threshold, mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 def agree(case: Case, other: Run) -> None:
