@@ -76,6 +76,9 @@ def interleaved(
     variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2
 ) -> dict[str, np.ndarray]:
     """{variant: (rounds,) milliseconds}, one call of each a round."""
+    from maxmin_rlhf.commands.bench import keep_memory  # reports need no more than torch
+
+    keep_memory()
     for _ in range(warmup):
         for run in variants.values():
             run()

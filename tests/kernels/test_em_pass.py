@@ -264,7 +264,7 @@ def test_one_long_annotator_keeps_his_digits(backend):
 
 @pytest.mark.parametrize("sets", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("n_features, sizes", [(2048, (8,)), (4100, (3, 20)), (1024, (2, 2))])
+@pytest.mark.parametrize(("n_features", "sizes"), [(2048, (8,)), (4100, (3, 20)), (1024, (2, 2))])
 def test_rows_of_thousands_of_features(backend, n_features, sizes, dtype, sets):
     """Annotators that fit a tile, that fill several, and that are cut by tasks, one after the other."""
     torch.manual_seed(n_features)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(case: Case, vs: str, rounds: int, device: str) -> dict[str, Any]:
     """One case: milliseconds of ours, of the other and of the floor, the three taking turns."""
-    _keep_memory()
+    keep_memory()
     other = torch.compile(case.plain) if vs == "compile" else case.plain
     agree(case, other)
     runs: dict[str, Run] = {"ours": case.ours, "other": other, **_probes(case, device)}
@@ -68,7 +68,7 @@ def measure(case: Case, vs: str, rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Freed memory stays with the process, by glibc's malloc. Else a call may or may not pay for pages that the system took
     back after the call before, which was somebody else's."""
     trim_threshold, mmap_max = -1, -4
