@@ -53,7 +53,7 @@ def stream() -> str:
         f"{found['pairs_an_annotator']} pairs an annotator; the line goes through the first and the last. {whole['rows']:,} rows "
         f"({whole['rows'] * 2 * found['features'] / 1e9:.3g} GB): {whole['pass_gb_s']:.2f} GB/s, a plain read of the files "
         f"{whole['disk_gb_s']:.2f}, of memory {whole['memory_gb_s']:.2f}; in no round less than "
-        f"{100 * min(whole['shares']):.0f} % of the slower (what is read second is faster, whichever it is). A fit of them "
+        f"{100 * min(whole['shares']):.0f} % of the slower. A fit of them "
         f"added {memory['grown_bytes'] / 1e6:.0f} MB to the process, of which two blocks are {memory['two_blocks_bytes'] / 1e6:.0f}; the rest is {memory['bytes_an_annotator']:.0f} bytes an annotator. Killed in "
         f"a pass and gone on with ({resumed['rows']:,} rows), a fit was the same {'to the bit' if resumed['to_the_bit'] else 'no longer'}. "
         f"{found['device']}.{busy(found)}"
