@@ -78,5 +78,26 @@ struct Arguments {
   int head_blocks;  // of F::H heads: neighbouring clusters work on the same tiles, a block each
   Objective objective;
 };
+inline Arguments arguments_of(const maxmin_em_cuda_plan& plan, const maxmin_em_cuda_heads& heads, int head_blocks,
+                              const maxmin_em_cuda_objective& objective, const maxmin_em_cuda_outputs& out,
+                              const maxmin_em_cuda_scratch& scratch) {
+  return {static_cast<const Tile*>(plan.tiles),
+          plan.tile_begin,
+          heads.weight,
+          heads.log_weights,
+          heads.margin_scale,
+          heads.coef_scale,
+          heads.mixture_begin,
+          heads.mixture_end,
+          out.log_resp,
+          scratch.evidence_parts,
+          scratch.mass_parts,
+          scratch.gradient_parts,
+          reinterpret_cast<float2*>(scratch.chunk_sums),
+          scratch.chunk_gradients,
+          heads.n_features,
+          head_blocks,
+          objective_of(objective)};
+}
 
 }  // namespace maxmin::em

@@ -85,23 +85,8 @@ extern "C" int maxmin_em_pass_cuda(const maxmin_em_cuda_plan* plan, const maxmin
                                    int64_t stride_row, const maxmin_em_cuda_outputs* out,
                                    const maxmin_em_cuda_scratch* scratch, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
-  const Arguments a{static_cast<const Tile*>(plan->tiles),
-                    plan->tile_begin,
-                    heads->weight,
-                    heads->log_weights,
-                    heads->margin_scale,
-                    heads->coef_scale,
-                    heads->mixture_begin,
-                    heads->mixture_end,
-                    out->log_resp,
-                    scratch->evidence_parts,
-                    scratch->mass_parts,
-                    scratch->gradient_parts,
-                    reinterpret_cast<float2*>(scratch->chunk_sums),
-                    scratch->chunk_gradients,
-                    heads->n_features,
-                    head_blocks(heads->n_heads, heads->n_features),
-                    objective_of(*objective)};
+  const Arguments a =
+      arguments_of(*plan, *heads, head_blocks(heads->n_heads, heads->n_features), *objective, *out, *scratch);
   CUtensorMap map;
   const Wanted wanted{heads_of_block(heads->n_heads, heads->n_features), heads->n_features, heads->half != 0,
                       plan->carry != 0, plan->steps};

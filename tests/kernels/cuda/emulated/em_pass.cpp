@@ -92,23 +92,7 @@ void cut_tiles(const int64_t* sizes, int64_t n, const int64_t* lengths, int carr
 int emulate(int which, unsigned seed, const maxmin_em_cuda_plan* plan, const maxmin_em_cuda_heads* heads,
             const maxmin_em_cuda_objective* objective, const void* features, int64_t n_rows, int64_t stride_row,
             const maxmin_em_cuda_outputs* out, const maxmin_em_cuda_scratch* scratch) {
-  Arguments a{static_cast<const Tile*>(plan->tiles),
-              plan->tile_begin,
-              heads->weight,
-              heads->log_weights,
-              heads->margin_scale,
-              heads->coef_scale,
-              heads->mixture_begin,
-              heads->mixture_end,
-              out->log_resp,
-              scratch->evidence_parts,
-              scratch->mass_parts,
-              scratch->gradient_parts,
-              reinterpret_cast<float2*>(scratch->chunk_sums),
-              scratch->chunk_gradients,
-              heads->n_features,
-              1,
-              objective_of(*objective)};
+  Arguments a = arguments_of(*plan, *heads, 1, *objective, *out, *scratch);
   const CUtensorMap map{static_cast<const uint16_t*>(features), n_rows, heads->n_features, stride_row};
   const int result = visit_emulated(which, [&](auto variant) {
     using F = decltype(variant);
