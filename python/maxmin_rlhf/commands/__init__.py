@@ -1,1 +1,1 @@
-"""What the commands of ``maxmin`` do: a file each, with ``run(args)``."""
+"""What the commands of ``maxmin`` do: a file each, with ``run(args)``; what they understand is in `_parser`."""

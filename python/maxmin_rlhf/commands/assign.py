@@ -8,7 +8,7 @@ import numpy as np
 
 from maxmin_rlhf.commands import _input, _output
 from maxmin_rlhf.mixture import PreferenceMixture
-from maxmin_rlhf.mixture.estimator import as_dtype
+from maxmin_rlhf.mixture.arguments import as_dtype
 
 
 def run(args: argparse.Namespace) -> None:

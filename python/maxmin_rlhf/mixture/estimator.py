@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -16,8 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import maxmin_kernels as mk
-from maxmin_rlhf.data import PreferenceData, PreferenceStore
 from maxmin_rlhf.mixture import checkpoint as files
+from maxmin_rlhf.mixture.arguments import (
+    Preferences,
+    as_dtype,
+    check_count,
+    check_number,
+    check_seed,
+    fresh_seed,
+    place,
+)
 from maxmin_rlhf.mixture.bank import Bank, take
 from maxmin_rlhf.mixture.fit import Fit, Problem
 from maxmin_rlhf.mixture.heldout import held_out_score
@@ -26,8 +33,6 @@ from maxmin_rlhf.mixture.progress import Watch
 from maxmin_rlhf.mixture.solver import State
 
 Array = NDArray[np.float64]
-Preferences = PreferenceData | PreferenceStore
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class FitWarning(UserWarning):
@@ -325,53 +330,6 @@ class PreferenceMixture:
         return f"PreferenceMixture(n_groups={self.n_groups}, l2={self.l2:g}{fitted})"
 
 
-def fit_sweep(
-    data: Preferences,
-    n_groups: Sequence[int],
-    *,
-    n_init: int = 16,
-    l2: float = 1.0,
-    tol: float = 1e-7,
-    backend: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    checkpoint: str | PathLike[str] | None = None,
-    process_group: Any = None,
-    random_state: int | None = None,
-    verbose: int = 0,
-) -> dict[int, PreferenceMixture]:
-    """Every K and every restart side by side: one read of the data serves all of them.
-
-    Args:
-        n_groups: the numbers of groups.
-        (others): as of `PreferenceMixture` and its ``fit``.
-
-    Returns:
-        ``{K: PreferenceMixture}``, fitted.
-    """
-    sizes = list(dict.fromkeys(check_count("n_groups", k) for k in n_groups))
-    if not sizes:
-        raise ValueError("n_groups: expected at least one number of groups, got none")
-    mixtures = {
-        k: PreferenceMixture(
-            k,
-            n_init=n_init,
-            l2=l2,
-            tol=tol,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        for k in sizes
-    }
-    fit_problems(list(mixtures.values()), data, checkpoint, process_group)
-    for mixture in mixtures.values():
-        mixture._warn(2)
-    return mixtures
-
-
 def fit_problems(
     mixtures: list[PreferenceMixture],
     data: Preferences,
@@ -433,37 +391,6 @@ def _counts(objective: Objective) -> list[int]:
     return [ranks.n_annotators, ranks.n_comparisons, objective.data.n_features]
 
 
-def fresh_seed() -> int:
-    """From the system's entropy."""
-    return int(np.random.SeedSequence().generate_state(1)[0])
-
-
-def place(
-    data: Preferences, device: str | torch.device | None, dtype: torch.dtype | None
-) -> Preferences:
-    """``data`` on a device, with features in ``dtype``; itself where nothing changes."""
-    target = torch.device(device) if device is not None else data.device
-    if isinstance(data, PreferenceStore):
-        return data.to(target, dtype)
-    features = data.features.to(target, dtype or data.features.dtype)
-    if features is data.features:
-        return data
-    moved = {
-        name: getattr(data, name).to(target)
-        for name in ("indptr", "chosen", "rejected", "choice_indptr", "weight")
-        if getattr(data, name) is not None
-    }
-    return replace(data, features=features, **moved)
-
-
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A torch dtype by itself or by name."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in _DTYPES:
-        raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype!r}")
-    return found
-
-
 def _heads(init: Any, mixture: PreferenceMixture, data: Preferences) -> Tensor:
     heads = torch.as_tensor(init, dtype=torch.float64)
     if tuple(heads.shape) != (mixture.n_groups, data.n_features):
@@ -472,31 +399,6 @@ def _heads(init: Any, mixture: PreferenceMixture, data: Preferences) -> Tensor:
             f"got {tuple(heads.shape)}"
         )
     return heads
-
-
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """A whole number of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name}: expected at least {low}, got {value}")
-    return int(value)
-
-
-def check_seed(value: Any) -> int | None:
-    """A whole number of at least 0, or None."""
-    return None if value is None else check_count("random_state", value, 0)
-
-
-def check_number(name: str, value: Any, low: float, open_low: bool = False) -> float:
-    """A finite number of at least (or above) ``low``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
-    if not math.isfinite(number) or number < low or (open_low and number == low):
-        sign = ">" if open_low else ">="
-        raise ValueError(f"{name}: expected a finite number {sign} {low:g}, got {value}")
-    return number
 
 
 def _plain(value: Any) -> Any:

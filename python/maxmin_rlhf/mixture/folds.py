@@ -18,8 +18,9 @@ import maxmin_kernels as mk
 from maxmin_rlhf.data.controls import Place
 from maxmin_rlhf.data.splits import annotator_folds
 from maxmin_rlhf.mixture import checkpoint as files
+from maxmin_rlhf.mixture.arguments import Preferences, place
 from maxmin_rlhf.mixture.bank import Bank
-from maxmin_rlhf.mixture.estimator import PreferenceMixture, Preferences, place
+from maxmin_rlhf.mixture.estimator import PreferenceMixture
 from maxmin_rlhf.mixture.fit import Fit, Problem
 from maxmin_rlhf.mixture.heldout import HeldOut, held_out_score
 from maxmin_rlhf.mixture.objective import Objective

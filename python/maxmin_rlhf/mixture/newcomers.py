@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maxmin_rlhf.mixture.estimator import PreferenceMixture, check_number
+from maxmin_rlhf.mixture.arguments import check_number
+from maxmin_rlhf.mixture.estimator import PreferenceMixture
 
 Array = NDArray[np.float64]
 ABSTAIN = -1

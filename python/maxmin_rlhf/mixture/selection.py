@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 
 from maxmin_rlhf.data.controls import redraw_choices, swap_judgments
 from maxmin_rlhf.mixture import checkpoint as files
-from maxmin_rlhf.mixture.estimator import (
-    PreferenceMixture,
+from maxmin_rlhf.mixture.arguments import (
     Preferences,
     as_dtype,
     check_count,
     check_number,
     check_seed,
-    fit_problems,
     fresh_seed,
 )
+from maxmin_rlhf.mixture.estimator import PreferenceMixture, fit_problems
 from maxmin_rlhf.mixture.folds import Folds, Notes
 from maxmin_rlhf.mixture.ranks import Ranks
 

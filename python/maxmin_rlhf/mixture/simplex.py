@@ -17,13 +17,8 @@ from torch import Tensor
 import maxmin_kernels as mk
 from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.data.splits import held_out_masks
-from maxmin_rlhf.mixture.estimator import (
-    FitWarning,
-    PreferenceMixture,
-    check_count,
-    check_number,
-    check_seed,
-)
+from maxmin_rlhf.mixture.arguments import check_count, check_number, check_seed
+from maxmin_rlhf.mixture.estimator import FitWarning, PreferenceMixture
 from maxmin_rlhf.mixture.objective import margins
 
 Array = NDArray[np.float64]

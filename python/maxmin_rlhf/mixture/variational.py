@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import maxmin_kernels as mk
 from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.data.splits import held_out_masks
-from maxmin_rlhf.mixture.estimator import check_count, check_number, check_seed
+from maxmin_rlhf.mixture.arguments import check_count, check_number, check_seed
 from maxmin_rlhf.mixture.objective import _differences
 
 Array = NDArray[np.float64]
