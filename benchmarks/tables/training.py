@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from benchmarks.tables._markdown import MISSING, study, table
@@ -19,22 +19,34 @@ def rloo(name: str = "rloo_stories") -> str:
         "equal": "equal weights",
         "population": "the population's weights",
     }
-    rows = []
-    for method, words in names.items():
-        if method not in found["summary"]:
-            continue
-        s = found["summary"][method]
-        efficiency = ", ".join("not known" if e is None else f"{e:.2f}" for e in s["efficiency"])
-        numbers = (s[key] for key in ("average", "kappa", "perplexity"))
-        rows.append([words, f"{s['worst']:.2f}", efficiency, *(f"{x:.2f}" for x in numbers)])
+    runs = found["runs"]
+
+    def row(words: str, mine: list[dict[str, Any]]) -> list[str]:
+        efficiency = ["not known" if r["efficiency"] is None else f"{r['efficiency']:.2f}" for r in mine]  # fmt: skip
+        worst, average, kappa, perplexity = (
+            mean(r[key] for r in mine) for key in ("worst", "average", "kappa", "perplexity")
+        )
+        pairs_of_words = mean(r["distinct"][1] for r in mine)
+        numbers = (average, kappa, perplexity, pairs_of_words)
+        return [words, f"{worst:.2f}", ", ".join(efficiency), *(f"{x:.2f}" for x in numbers)]
+
+    rows = [
+        row(words, mine)
+        for method, words in names.items()
+        if (mine := [r for r in runs if r["run"] == method])
+    ]
+    front = sorted((float(r["run"].split()[1]), r) for r in runs if r["run"].startswith("fixed"))
+    opposed = found["groups"][-1]
+    rows += [row(f"fixed: {b:.2f} on the group opposed ({opposed})", [r]) for b, r in front]
     ahead, best = found["summary"]["ahead_of"], found["best"]
-    head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity"]  # fmt: skip
+    head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity", "distinct pairs of words"]  # fmt: skip
     seeds = found["summary"]["maxmin"]["seeds"]
     return table(head, rows) + (
-        f"\n\n{'One seed' if seeds == 1 else f'Means over {seeds} seeds'}. The best policy gives every group "
+        f"\n\n{'One seed' if seeds == 1 else f'Means over {seeds} seeds; of fixed weights one'}. The best policy gives every group "
         f"{min(best['gains']):.2f}, with weights {', '.join(f'{w:.2f}' for w in best['weights'])}. MaxMin is ahead of equal "
         f"weights by {', '.join(f'{x:.2f}' for x in ahead['equal'])} and of the population's by "
-        f"{', '.join(f'{x:.2f}' for x in ahead['population'])}; the average pays {found['summary']['price']:.2f} for it."
+        f"{', '.join(f'{x:.2f}' for x in ahead['population'])}; the average pays {found['summary']['price']:.2f} for it. "
+        f"Standard errors of gains: at most {max(r['standard_error'] for r in runs):.2f} a run."
     )
 
 
