@@ -125,7 +125,8 @@ def test_conversations_go_through_the_template(tiny, tmp_path):
     expected = trunk.tokenizer("<user>Hi\n<assistant>Ho\n", add_special_tokens=False)["input_ids"]
     assert trunk.tokens([(before, after), before + after], [0, 1]) == [expected] * 2
     store = encode([(before, after), "plain"], store=tmp_path / "a", model=trunk)
-    assert torch.equal(rows_of([(before, after)], store), trunk([expected]))
+    # Not the same bits: in the store's batch it was padded, and threads cut that up in another way.
+    torch.testing.assert_close(rows_of([(before, after)], store), trunk([expected]))
     with pytest.raises(ValueError, match="number 1 is a conversation, and .* has no chat template"):
         encode(["x", before], store=tmp_path / "b", model=tiny["bert"])
     given = Trunk.load(tiny["bert"], chat_template="{{ messages[0]['content'] }}!")
