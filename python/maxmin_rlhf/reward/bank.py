@@ -32,7 +32,7 @@ class RewardBank:
     Attributes:
         names: of the groups. n_groups: K.
         reward_functions: K functions for TRL's ``reward_funcs``, named as the groups. However many are called with one
-            list of completions, the model runs once.
+            list of completions, the model runs once. That of a training step in between is seen: nothing is kept over it.
         zeros: ``{prompt: (K,) list}`` of `calibrate`.
 
     Raises:
@@ -57,7 +57,7 @@ class RewardBank:
         self.n_groups = int(self.head.out_features)
         self.names = [str(model.config.id2label[k]) for k in range(self.n_groups)]
         self.zeros: dict[str, list[float]] = {}
-        self._last: tuple[Any, Any, Tensor] | None = None
+        self._last: tuple[Any, Tensor] | None = None  # what was asked, and the answer
         self.reward_functions = [self._function(k) for k in range(self.n_groups)]
 
     @classmethod
@@ -89,9 +89,10 @@ class RewardBank:
             ValueError: as many prompts as completions are not given; a text without tokens; a reward that is not finite,
                 naming its group and completion.
         """
+        asked = self._asked(prompts, completions)
         last = self._last  # looked up once: another thread may be at its own completions
-        if last is not None and last[1] is completions and last[0] == prompts:
-            return last[2]
+        if last is not None and last[0] == asked:
+            return last[1]
         if len(prompts) != len(completions):
             raise ValueError(
                 f"prompts: expected {len(completions)}, one a completion, got {len(prompts)}"
@@ -101,9 +102,14 @@ class RewardBank:
         everywhere = self.settings["centers"]
         zeros = torch.tensor([self.zeros.get(_key(p), everywhere) for p in prompts])
         rewards = (rewards - zeros.view(-1, self.n_groups)) / scales
-        # The completions are held, so that no other list can come to have their identity.
-        self._last = (prompts, completions, rewards)
+        self._last = (asked, rewards)
         return rewards
+
+    def _asked(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Any:
+        """What rewards follow from: the texts as they are now, and how often each parameter was written to."""
+        parameters = self.model.parameters()
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        return [_key(p) for p in prompts], [_key(c) for c in completions], state
 
     @torch.inference_mode()
     def _raw(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Tensor:
