@@ -236,3 +236,17 @@ def test_two_processes_agree_at_every_step(tmp_path: Path) -> None:
     for found, batch in zip(first, batches(5), strict=True):
         batch[6:, 2] = NAN
         np.testing.assert_allclose(found, alone.update(batch), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["exponentiated_gradient", "optimistic"])
+def test_a_group_that_was_best_off_for_long_is_heard_again(method):
+    weights = MaxMinWeights(2, method, lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one group that is the worst off all the time
+        for _ in range(400):
+            weights.update([[10.0, -10.0]])
+        for _ in range(450):
+            weights.update([[-10.0, 10.0]])
+    assert weights.weights[0] > 0.99
+    with pytest.raises(ValueError, match="initial: expected numbers > 0 for method"):
+        MaxMinWeights(2, method, initial=[0, 1])

@@ -100,6 +100,11 @@ class MaxMinWeights:
         self.weights = (
             self.group_weights.clone() if initial is None else self._vector("initial", initial)
         )
+        if method in ONLINE and not bool((self.weights > 0).all()):
+            raise ValueError(
+                f"{'group_weights' if initial is None else 'initial'}: expected numbers > 0 for method {method!r}, "
+                f"got {self.weights.tolist()}"
+            )
         self.utilities = torch.full((n_groups,), math.nan, dtype=torch.float64)
         self.worst = torch.zeros(n_groups, dtype=torch.int64)
         self.steps = 0
@@ -171,7 +176,9 @@ class MaxMinWeights:
             step = batch
             if self.method == "optimistic" and not bool(self._last.isnan().any()):
                 step = 2 * batch - self._last
-            return torch.softmax(self.weights.log() - self.lr * step, 0)
+            # A weight that has become 0 would stay so, whatever happens to its group.
+            least = torch.finfo(torch.float64).tiny
+            return torch.softmax(self.weights.clamp_min(least).log() - self.lr * step, 0)
         weights = self._welfare(running)
         if bool(weights.isnan().any()):
             group = int(running.argmin())
