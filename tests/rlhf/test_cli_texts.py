@@ -74,7 +74,7 @@ def test_assign(folder, tmp_path, capsys):
 
 
 def test_report(folder, tmp_path):
-    assert main(["report", str(folder / "m.safetensors"), str(folder / "prefs.parquet"), *WHO, "--refits", "3",
+    assert main(["report", str(folder / "m.safetensors"), str(folder / "prefs.parquet"), *WHO, "--refits", "20",
                  "--store", str(folder / "store"), "--out", str(tmp_path)]) == 0  # fmt: skip
     facts = json.loads((tmp_path / "metrics.json").read_text())
     page = (tmp_path / "report.html").read_text()

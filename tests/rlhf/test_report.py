@@ -12,9 +12,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from maxmin_rlhf import PreferenceData
 from maxmin_rlhf.cli import main
 from maxmin_rlhf.mixture.matching import match_groups
-from maxmin_rlhf.report import html
+from maxmin_rlhf.report import html, taste
 
 HOSTILE = ["<script>alert(1)</script>", "\u202eright to left", "nul\x00 and \x1b[31m", "&amp; \"quoted\" 'it'", "x" * 100_000]  # fmt: skip
 
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
     columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
     mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
     assert main(["fit", votes, *columns, "--groups", "1-2", "--restarts", "2", "--seed", "0", "-o", mixture]) == 0  # fmt: skip
-    assert main(["report", mixture, votes, *columns, "--texts", str(folder / "texts.csv"), "--refits", "10",
+    assert main(["report", mixture, votes, *columns, "--texts", str(folder / "texts.csv"), "--refits", "20",
                  "--out", str(folder / "out")]) == 0  # fmt: skip
     return folder
 
@@ -145,3 +146,36 @@ def test_what_one_reward_costs(folder):
     said = f"cost group B {gaps[1]:.2f} ("
     assert page.count(said) == 2 and "no single reward can avoid it" in page
     assert f"{apart:.2f}<small>" in page
+
+
+@pytest.mark.parametrize("unit", [1.0, 10.0, 100.0])
+def test_taste_does_not_follow_the_features_units(unit):
+    """Two groups opposed on one feature agree on another: the same people, whatever it is measured in."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((4000, 2)) * [1.0, 0.1]
+    heads = np.array([[1.5, 15.0], [-1.5, 15.0]])
+    data = PreferenceData.from_arrays(rows * [1.0, unit], np.repeat(np.arange(200), 20))
+    found = taste.described(data, heads / [1.0, unit], seed=0)
+    assert abs(found["cosines"][0][1]) < 0.1 and not found["alike"] and not found["unclear"]
+    assert found["low"][0][1] < found["cosines"][0][1] < found["high"][0][1]
+    np.testing.assert_allclose(found["sharpness"], np.hypot(1.5, 1.5), rtol=0.05)
+
+
+def test_the_same_taste_and_what_is_not_clear_are_said():
+    rng = np.random.default_rng(1)
+    data = PreferenceData.from_arrays(rng.standard_normal((400, 2)), np.repeat(np.arange(40), 10))
+    tilt = np.array([np.cos(0.45), np.sin(0.45)])  # a cosine of .90
+    found = taste.described(data, np.array([[1.0, 0.0], [3.0, 0.0], 2 * tilt]), seed=0)
+    assert [pair["groups"] for pair in found["alike"]] == [["A", "B"]]
+    assert [pair["groups"] for pair in found["unclear"]] == [["A", "C"], ["B", "C"]]
+    page = "".join(taste.section({"heads": found, "groups": [{"name": n} for n in "ABC"]}))
+    assert "A and B have a cosine of 1.00 (1.00 to 1.00): they differ in how sharply" in page
+    assert page.count("is not clear") == 2
+
+
+def test_too_few_resamples_for_an_interval_are_refused(folder, capsys):
+    columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
+    for refits in ("-1", "0", "1", "19"):
+        argv = ["report", str(folder / "m.safetensors"), str(folder / "votes.csv"), *columns]
+        assert main([*argv, "--refits", refits, "--out", str(folder / "few")]) == 2
+        assert f"refits: expected at least 20, got {refits}" in capsys.readouterr().err

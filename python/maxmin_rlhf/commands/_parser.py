@@ -199,7 +199,7 @@ the ids in its first column and a column text, a column prompt (items compete wi
     parser.add_argument("--texts", metavar="FILE", help="words of the items, and which compete with each other")  # fmt: skip
     parser.add_argument("--selection", metavar="FILE", help="what `maxmin fit --json` said (default: what lies beside the mixture)")  # fmt: skip
     parser.add_argument("--kl", type=float, help="nats a prompt between every choice and an even draw (default: 1, or half the most there is)")  # fmt: skip
-    parser.add_argument("--refits", type=int, default=50, metavar="N", help="resamples of annotators behind the intervals (default: 50)")  # fmt: skip
+    parser.add_argument("--refits", type=int, default=50, metavar="N", help="resamples of annotators behind the intervals, at least 20 (default: 50)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--title", help="of the page")
     parser.add_argument("--out", default="out/report", metavar="FOLDER", help="(default: out/report)")  # fmt: skip

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from maxmin_rlhf.data import PreferenceData
 from maxmin_rlhf.data._arrays import pointer, ranges
 from maxmin_rlhf.mixture import FitWarning, PreferenceMixture
+from maxmin_rlhf.mixture.arguments import check_count
 from maxmin_rlhf.mixture.matching import match_groups
-from maxmin_rlhf.report import one_reward
+from maxmin_rlhf.report import one_reward, taste
+from maxmin_rlhf.report.taste import name_of
 from maxmin_rlhf.reward import calibrate
 from maxmin_rlhf.welfare.at_kl import Policy, best_for, divergence, fairest
 
 Array = NDArray[np.float64]
-ALIKE = 0.9  # cosine above which two groups differ in sharpness rather than in taste
 CERTAIN = 0.9  # posterior from which an annotator's group counts as known
 _INTERVAL = (2.5, 97.5)  # percentiles
 _BINS = 10
+_LEAST_REFITS = 20  # fewer say nothing of an interval
 _SHOWN = 10  # items, annotators
 CHOICES = ("mean", "pooled", "MaxMin")
 
@@ -56,11 +58,6 @@ class Menu:
         return at
 
 
-def name_of(group: int) -> str:
-    """A, B, ..., for people."""
-    return chr(ord("A") + group) if group < 26 else f"group {group}"
-
-
 def describe(
     mixture: PreferenceMixture,
     data: PreferenceData,
@@ -80,7 +77,7 @@ def describe(
         selection: ``best``, ``reason``, ``results`` of `maxmin_rlhf.select_groups`; None: the number of groups
             was given.
         kl: nats a prompt between every choice and an even one; None: 1, or half the most there is.
-        n_refits: bootstrap samples of annotators behind the intervals.
+        n_refits: bootstrap samples of annotators behind the intervals, at least 20.
         seed: of everything random.
         say: is told what is going on.
 
@@ -89,6 +86,7 @@ def describe(
         ``selection``: JSON through and through. ``items``, ``choice`` and ``one_reward`` are None without a menu;
         ``items``, ``diversity`` and ``one_reward`` with one group.
     """
+    check_count("refits", n_refits, _LEAST_REFITS)
     posterior = mixture.predict_proba(data)
     facts: dict[str, Any] = {
         "data": {
@@ -101,7 +99,7 @@ def describe(
         },
         "groups": _groups(mixture, posterior),
         "certainty": _certainty(posterior, data.annotators_),
-        "heads": _heads(mixture.heads_),
+        "heads": taste.described(data, mixture.heads_, seed),
         "diversity": None,
         "items": None,
         "choice": None,
@@ -152,22 +150,6 @@ def _certainty(posterior: Array, annotators: NDArray[Any]) -> dict[str, Any]:
             }
             for a in least
             if entropy[a] > 0.01
-        ],
-    }
-
-
-def _heads(heads: Array) -> dict[str, Any]:
-    norms = np.linalg.norm(heads, axis=1)
-    unit = heads / np.maximum(norms, 1e-300)[:, None]
-    cosines = unit @ unit.T
-    return {
-        "norms": norms.tolist(),
-        "cosines": cosines.tolist(),
-        "alike": [
-            {"groups": [name_of(i), name_of(j)], "cosine": float(cosines[i, j])}
-            for i in range(len(heads))
-            for j in range(i + 1, len(heads))
-            if cosines[i, j] > ALIKE
         ],
     }
 
@@ -287,8 +269,6 @@ def _compared(
     worth: Array, shares: Array, again: Array, again_shares: Array, chosen: Mapping[str, Policy]
 ) -> dict[str, Any]:
     """Utilities, the worst-off group and the price of fairness; ``again`` is ``(B, 3, K)``, the policies as they are."""
-    if len(again) == 0:
-        again, again_shares = worth[None], shares[None]
 
     def estimate(value: Any, resampled: Array) -> dict[str, float]:
         low, high = np.percentile(resampled, _INTERVAL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxmin_rlhf.report import html, one_reward, svg
-from maxmin_rlhf.report.card import ALIKE, CERTAIN, CHOICES
+from maxmin_rlhf.report import html, one_reward, svg, taste
+from maxmin_rlhf.report.card import CERTAIN, CHOICES
 from maxmin_rlhf.report.html import escape, interval, number, quote
 from maxmin_rlhf.report.svg import Point, Series
 
@@ -33,7 +33,7 @@ def page(facts: Mapping[str, Any], title: str) -> str:
 
 def sections(facts: Mapping[str, Any]) -> list[str]:
     """Everything but the title."""
-    parts = [*_how_many(facts), *_who(facts), *_heads(facts)]
+    parts = [*_how_many(facts), *_who(facts), *taste.section(facts)]
     if facts["items"]:
         parts += _items(facts)
     if facts["choice"]:
@@ -190,30 +190,6 @@ def _who(facts: Mapping[str, Any]) -> list[str]:
             if least
             else []
         ),
-    ]
-
-
-def _heads(facts: Mapping[str, Any]) -> list[str]:
-    heads, groups = facts["heads"], facts["groups"]
-    names = [g["name"] for g in groups]
-    if len(names) == 1:
-        return []
-    rows = [
-        [escape(name), number(heads["norms"][k]), *(number(c) for c in heads["cosines"][k])]
-        for k, name in enumerate(names)
-    ]
-    alike = [
-        f"{' and '.join(pair['groups'])} have a cosine of {number(pair['cosine'])}: they differ in how sharply they choose "
-        "rather than in what they like."
-        for pair in heads["alike"]
-    ]
-    said = alike or [
-        f"No two heads have a cosine above {ALIKE:g}: the groups differ in taste, not in sharpness alone."
-    ]
-    return [
-        "<h2>Taste or sharpness</h2>",
-        html.verdict(said, warn=bool(alike)),
-        html.table(["group", "norm", *(f"cosine with {name}" for name in names)], rows),
     ]
 
 

@@ -33,7 +33,7 @@ def cost(rewards: Array, pooled: Array, beta: float) -> Array:
 def described(rewards: Array, pooled: Array, beta: float, again: Sequence[Array]) -> dict[str, Any]:
     """:func:`cost` with intervals from the same of refits, the policy and beta as they are."""
     value = cost(rewards, pooled, beta)
-    error = np.std(again, axis=0, ddof=1) if len(again) > 1 else np.zeros_like(value)
+    error = np.std(again, axis=0, ddof=1)
     low, high = np.maximum(value - _ERRORS * error, 0.0), value + _ERRORS * error
     found = [
         {"value": float(v), "low": float(a), "high": float(b)}
