@@ -547,3 +547,16 @@ def test_a_short_fit_is_silent_on_a_terminal():
 
 def test_patience_is_what_the_tests_above_turn_off():
     assert progress._PATIENCE > 0 and progress.CHECKPOINT_SECONDS > 0
+
+
+def test_what_cannot_be_a_start_a_list_or_items_is_named():
+    data = planted(1, 2, n_annotators=20).data
+    with pytest.raises(ValueError, match="init: expected finite heads"):
+        PreferenceMixture(2, init=np.full((2, data.n_features), np.nan)).fit(data)
+    with pytest.raises(TypeError, match="n_groups: expected several whole numbers, got int"):
+        fit_sweep(data, 3)
+    mix = PreferenceMixture(2, n_init=2, random_state=0).fit(data)
+    with pytest.raises(ValueError, match=r"items: expected shape \(M, "):
+        mix.reward(np.zeros(data.n_features))
+    items = torch.randn(4, data.n_features, dtype=torch.float64, requires_grad=True)
+    np.testing.assert_allclose(mix.reward(items), items.detach().numpy() @ mix.heads_.T)

@@ -406,3 +406,15 @@ def test_a_checkpoint_that_some_processes_do_not_have(tmp_path, two):
     object.__setattr__(ranks, "sum", lambda mine: (mine + 0.0,))
     with pytest.raises(ValueError, match="checkpoint: expected the same file for every process"):
         Notes(files, 0, 3, first=False).open(ranks, {})
+
+
+def test_annotators_without_weight_are_no_part_of_the_population():
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(30), 6)
+    features = rng.standard_normal((180, 2))
+    few = PreferenceData.from_arrays(features, who, weight=(who < 5) * 1.0)
+    chosen = select_groups(few, [2], n_init=2, n_folds=2, l2=1.0, random_state=0)
+    assert all(math.isfinite(r["behind_high"]) for r in chosen.results_)
+    none = PreferenceData.from_arrays(features, who, weight=np.zeros(180))
+    with pytest.raises(ValueError, match="weight: expected held-out comparisons that count"):
+        select_groups(none, [2], n_init=2, n_folds=2, l2=1.0, random_state=0)

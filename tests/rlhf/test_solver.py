@@ -180,6 +180,37 @@ def test_separable_data_without_a_ridge_end_finite(hard):
     assert (mix.predict(separable())[::2] != mix.predict(separable())[1::2]).all()
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_heads_that_grow_for_ever_are_said(indexed):
+    """All groups, one of two, none; and none where a ridge holds them."""
+    data = separable()
+    with pytest.warns(FitWarning, match="the choices of groups 0 can be told without fail"):
+        PreferenceMixture(1, l2=0.0, random_state=0).fit(
+            data.select_annotators(np.arange(0, 12, 2))
+        )
+    rng = np.random.default_rng(1)
+    rows, owner = data.features.numpy().copy(), data.comparison_annotator
+    others = (owner % 2 == 1) & (rng.random(owner.size) < 0.25)
+    rows[others] *= -1  # the second group errs
+    mixed = PreferenceData.from_arrays(rows, owner)
+    if indexed:
+        items = np.concatenate([rows, np.zeros_like(rows)])
+        n = np.arange(len(rows))
+        mixed = PreferenceData.from_items(items, n, n + len(rows), owner)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mix = PreferenceMixture(2, l2=0.0, random_state=0).fit(mixed)
+    sure = int(mix.predict(mixed)[0])
+    said = [str(w.message) for w in caught if "told without fail" in str(w.message)]
+    if mix.converged_:
+        assert len(said) == 1 and f"groups {sure} can" in said[0]
+    assert np.linalg.norm(mix.heads_[sure]) > 10 * np.linalg.norm(mix.heads_[1 - sure])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PreferenceMixture(2, l2=0.1, random_state=0).fit(mixed)
+        PreferenceMixture(2, l2=0.0, random_state=0).fit(planted(9, 2, sharpness=1.0).data)
+
+
 def test_running_out_of_passes_warns():
     panel = planted(9, 3, sharpness=1.0)
     with pytest.warns(FitWarning, match="the fit of 3 groups made 4 passes without converging"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,13 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     if value < low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")
     return int(value)
+
+
+def check_counts(name: str, values: Any) -> list[int]:
+    """Several of these, each once, in their order."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected several whole numbers, got {type(values).__name__}")
+    return list(dict.fromkeys(check_count(name, value) for value in values))
 
 
 def check_seed(value: Any) -> int | None:

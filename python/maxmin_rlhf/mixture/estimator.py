@@ -76,6 +76,7 @@ class PreferenceMixture:
     lower_bound_: float
     converged_: bool
     n_iter_: int
+    _endless: list[int]
 
     def __init__(
         self,
@@ -172,12 +173,40 @@ class PreferenceMixture:
         self.n_iter_ = int(state.rounds[0])
         self.annotators_ = annotators
 
+    def _find_endless(self, objective: Objective) -> list[int]:
+        """Groups whose head would do better still if it were twice as long: their choices are separable."""
+        if self.l2 > 0:
+            return []
+        heads, log_weights = torch.from_numpy(self.heads_), torch.from_numpy(self.weights_).log()
+        longer = [heads.clone() for _ in range(self.n_groups)]
+        for k, head in enumerate(longer):
+            head[k] *= 2
+        device = objective.data.device
+        bank = Bank.of(
+            [head.to(device) for head in longer],
+            [log_weights.to(device)] * self.n_groups,
+            torch.zeros(self.n_groups),
+            self.n_groups,
+        )
+        gain = replace(objective, hard=False, temperature=1.0)(bank).log_likelihood.cpu().numpy()
+        gain = gain - self.log_likelihood_
+        held = self.weights_ * objective.ranks.n_annotators > 0.5
+        # At a maximum a longer head loses; rounding is no gain.
+        return np.flatnonzero(held & (gain > 1e-12 * abs(self.log_likelihood_))).tolist()
+
     def _warn(self, stacklevel: int) -> None:
         """Say what a user should know of the fit; ``stacklevel`` frames above is the user."""
         if not self.converged_:
             warnings.warn(
                 f"the fit of {self.n_groups} groups made {self.n_iter_} passes without converging: "
                 f"raise max_iter or tol, or raise l2 if choices are separable",
+                FitWarning,
+                stacklevel=stacklevel + 1,
+            )
+        if self._endless:
+            warnings.warn(
+                f"the choices of groups {', '.join(map(str, self._endless))} can be told without fail, so that without a ridge "
+                f"their heads grow for ever: how long they are says nothing, raise l2",
                 FitWarning,
                 stacklevel=stacklevel + 1,
             )
@@ -227,7 +256,11 @@ class PreferenceMixture:
     def reward(self, items: Any) -> Array:
         """(M, K) reward of each item ``(M, D)`` to each group, up to an offset that they do not share."""
         self._require_fit()
-        hidden = torch.as_tensor(items)
+        hidden = torch.as_tensor(items).detach()
+        if hidden.dim() != 2 or hidden.shape[1] != self.heads_.shape[1]:
+            raise ValueError(
+                f"items: expected shape (M, {self.heads_.shape[1]}), got {tuple(hidden.shape)}"
+            )
         if not hidden.dtype.is_floating_point:
             hidden = hidden.double()
         hidden = hidden.to(self.device or hidden.device)
@@ -381,6 +414,7 @@ def fit_problems(
             watch.close()
         for i, mixture in enumerate(mixtures):
             mixture._adopt(objective, take(best, torch.tensor([i])), data.annotators_)
+            mixture._endless = mixture._find_endless(objective)
     if checkpoint is not None and ranks.first and os.path.exists(checkpoint):
         os.unlink(checkpoint)
 
@@ -398,6 +432,8 @@ def _heads(init: Any, mixture: PreferenceMixture, data: Preferences) -> Tensor:
             f"init: expected heads of shape ({mixture.n_groups}, {data.n_features}), "
             f"got {tuple(heads.shape)}"
         )
+    if not bool(heads.isfinite().all()):
+        raise ValueError("init: expected finite heads, got NaN or infinity")
     return heads
 
 

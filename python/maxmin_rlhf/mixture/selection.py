@@ -23,6 +23,7 @@ from maxmin_rlhf.mixture.arguments import (
     Preferences,
     as_dtype,
     check_count,
+    check_counts,
     check_number,
     check_seed,
     fresh_seed,
@@ -102,7 +103,7 @@ def select_groups(
     Raises:
         ValueError: fewer than two annotators, nothing to score, K above the annotators that a fold leaves.
     """
-    sizes = sorted({1, *(check_count("n_groups", k) for k in n_groups)})
+    sizes = sorted({1, *check_counts("n_groups", n_groups)})
     check_count("n_init", n_init)
     if l2 is not None:
         check_number("l2", l2, 0.0)
@@ -149,6 +150,8 @@ def select_groups(
 
     grid = L2_GRID if l2 is None else (float(l2),)
     totals, weight = folds.scores(data, "panel", [(k, grid) for k in sizes])
+    if not weight.any():
+        raise ValueError("weight: expected held-out comparisons that count, got weight 0 for all")
     by_ridge = totals.sum(0).reshape(len(sizes), len(grid))
     ridge = [grid[i] for i in by_ridge.argmax(1)]
     own = totals.reshape(-1, len(sizes), len(grid))[:, range(len(sizes)), by_ridge.argmax(1)]
@@ -197,6 +200,8 @@ def _compare(
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """Scores, paired gains and their intervals, by resampling annotators."""
+    # Who has nothing that counts is no part of the population: a resample of such people alone has no score.
+    totals, weight = totals[weight > 0], weight[weight > 0]
     n_annotators = len(weight)
     score = totals.sum(0) / weight.sum()
     best = int(score.argmax())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maxmin_rlhf.mixture.arguments import Preferences, check_count
+from maxmin_rlhf.mixture.arguments import Preferences, check_counts
 from maxmin_rlhf.mixture.estimator import PreferenceMixture, fit_problems
 
 
@@ -36,7 +36,7 @@ def fit_sweep(
     Returns:
         ``{K: PreferenceMixture}``, fitted.
     """
-    sizes = list(dict.fromkeys(check_count("n_groups", k) for k in n_groups))
+    sizes = check_counts("n_groups", n_groups)
     if not sizes:
         raise ValueError("n_groups: expected at least one number of groups, got none")
     mixtures = {
