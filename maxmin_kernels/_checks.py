@@ -110,6 +110,16 @@ def validate_finite(name: str, value: Tensor) -> None:
         )
 
 
+def validate_log_weights(name: str, value: Tensor) -> None:
+    """Neither NaN nor +inf; -inf is a weight of 0. Waits for the device."""
+    bad = value.isnan() | (value == math.inf)
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}: expected logarithms of weights, got {value[at].item()} of head {at}"
+        )
+
+
 def validate_index(name: str, value: Tensor, size: int) -> None:
     """Every entry in [0, size). Waits for the device."""
     if value.numel() and (int(value.min()) < 0 or int(value.max()) >= size):

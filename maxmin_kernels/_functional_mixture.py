@@ -13,6 +13,7 @@ from maxmin_kernels._checks import (
     validate_finite,
     validate_index,
     validate_indptr,
+    validate_log_weights,
     validate_nonnegative,
 )
 from maxmin_kernels.ops import call
@@ -81,9 +82,10 @@ def mixture_log_likelihood(
     if comparison_weight is not None:
         check_tensor("comparison_weight", comparison_weight, (n_choices,), device=device)
     _check_noise(label_noise)
-    check_scalar("temperature", temperature, low=0.0, low_open=True)
+    check_scalar("temperature", temperature, low=0.0, low_open=True, high_open=True)
     if validate:
         validate_finite("margins", margins)
+        validate_log_weights("log_weights", log_weights)
         _validate_pointers(indptr, choice_indptr, n_choices, n_rows)
         if mixture_indptr is not None:
             validate_indptr("mixture_indptr", mixture_indptr, n_heads)

@@ -287,11 +287,13 @@ def maxmin_advantages(
         rewards: ``(P, S, K)`` rewards of S samples at each of P prompts; float64, float32, bfloat16 or float16; any
             strides.
         weights: ``(K,)`` weights of the groups, for instance from `welfare` or `maxmin_dual`.
-        scale: what advantages are divided by (plus ``eps``); all spreads have n - 1 in the denominator.
+        scale: what advantages are divided by (plus ``eps``); n samples at a prompt leave n - 1 degrees of freedom.
             ``"none"``: nothing, so their size carries over (the weights mean what they say only then).
             ``"group"``: each group's rewards by their spread at the prompt, before weighting.
             ``"prompt"``: the weighted sum by its spread at the prompt, as GRPO does.
-            ``"batch"``: the weighted sum by its spread about the prompts' means over the whole batch.
+            ``"batch"``: the weighted sum by its spread about the prompts' means, one number over the whole batch. Unlike
+            GRPO's, which is about the batch's mean, it does not see how far apart the prompts' rewards lie, which the
+            offsets of reward models decide.
         leave_one_out: a sample's baseline is the mean of the others (RLOO): the centred reward times n/(n - 1).
         eps: added to a spread, so that equal rewards give 0.
         validate: check the values too (infinite rewards, weights that are not finite). Waits for the device.

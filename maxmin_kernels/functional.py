@@ -17,6 +17,7 @@ from maxmin_kernels._checks import (
     validate_finite,
     validate_index,
     validate_indptr,
+    validate_log_weights,
     validate_nonnegative,
 )
 from maxmin_kernels._functional_mixture import (
@@ -125,10 +126,11 @@ def em_pass(
     if comparison_weight is not None:
         check_tensor("comparison_weight", comparison_weight, (n_choices,), device=device)
     check_scalar("label_noise", label_noise, low=0.0, high=1.0, high_open=True)
-    check_scalar("temperature", temperature, low=0.0, low_open=True)
+    check_scalar("temperature", temperature, low=0.0, low_open=True, high_open=True)
     if validate:
         validate_finite("features", features)
         validate_finite("weight", weight)
+        validate_log_weights("log_weights", log_weights)
         validate_indptr("indptr", indptr, n_choices)
         if choice_indptr is not None:
             validate_indptr("choice_indptr", choice_indptr, n_rows)

@@ -339,7 +339,7 @@ def test_an_empty_group_and_nan(backend):
         ({"chosen": torch.zeros(5).long()}, ValueError, "rejected: expected item rows beside chosen"),
         ({"comparison_weight": torch.ones(4)}, ValueError, r"comparison_weight: expected shape \(5,\)"),
         ({"label_noise": 1.0}, ValueError, r"label_noise: expected a number in \[0, 1\), got 1.0"),
-        ({"temperature": 0.0}, ValueError, r"temperature: expected a number in \(0, inf\], got 0.0"),
+        ({"temperature": 0.0}, ValueError, r"temperature: expected a number in \(0, inf\), got 0.0"),
         ({"temperature": "1"}, TypeError, "temperature: expected a number, got str"),
         ({"weight": torch.zeros(2, 2, device="meta")}, ValueError, "weight: expected device cpu, got meta"),
     ],
@@ -359,6 +359,9 @@ def test_bad_input_is_named(change, error, message):
         ({"features": torch.tensor([[1.0, 2], [0, torch.nan]])}, r"features: .* got nan at \(1, 1\) \(row 1\)"),
         ({"indptr": torch.tensor([0, 2, 1, 2])}, "indptr: expected a non-decreasing pointer, got 2 before 1"),
         ({"indptr": torch.tensor([0, 1])}, "indptr: expected to run from 0 to 2, got 0 to 1"),
+        ({"log_weights": torch.tensor([torch.nan])}, "log_weights: expected logarithms of weights, got nan of head 0"),
+        ({"log_weights": torch.tensor([torch.inf])}, "log_weights: expected logarithms of weights, got inf of head 0"),
+        ({"temperature": float("inf")}, r"temperature: expected a number in \(0, inf\), got inf"),
         ({"comparison_weight": torch.tensor([1.0, -1])}, "comparison_weight: expected numbers >= 0, got -1.0 at row 1"),
         (
             {"chosen": torch.tensor([0, 2]), "rejected": torch.tensor([1, 1])},

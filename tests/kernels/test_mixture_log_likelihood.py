@@ -250,7 +250,7 @@ def test_pointers_are_never_followed_out_of_bounds():
         ({"indptr": torch.tensor([0.0, 5])}, TypeError, "indptr: expected dtype int64, got float32"),
         ({"log_weights": torch.zeros(3)}, ValueError, r"log_weights: expected shape \(2,\), got \(3,\)"),
         ({"comparison_weight": torch.ones(4)}, ValueError, r"comparison_weight: expected shape \(5,\)"),
-        ({"temperature": -1.0}, ValueError, r"temperature: expected a number in \(0, inf\]"),
+        ({"temperature": -1.0}, ValueError, r"temperature: expected a number in \(0, inf\)"),
         ({"label_noise": 1.0}, ValueError, r"label_noise: expected a number in \[0, 1\)"),
         ({"indptr": torch.tensor([0, 4]), "validate": True}, ValueError, "indptr: expected to run from 0 to 5"),
         ({"comparison_weight": -torch.ones(5), "validate": True}, ValueError, "comparison_weight: expected numbers >= 0"),

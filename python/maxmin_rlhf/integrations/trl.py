@@ -46,7 +46,8 @@ __all__ = [
     "MaxMinWeights",
 ]
 
-# TRL's names of what advantages are divided by, in ours. Its "group" is the samples of one prompt.
+# TRL's names of what advantages are divided by, in ours. Its "group" is the samples of one prompt; its "batch" is the
+# spread about the batch's mean, ours about the prompts' means, so that their offsets do not matter.
 _SCALES = {"group": "prompt", "batch": "batch", "none": "none"}
 
 
@@ -93,8 +94,9 @@ class MaxMinMixin(KeptWeights):
         reward_funcs: K reward functions, or a `maxmin_rlhf.RewardBank`; calibrated, since a minimum over them is
             taken.
         weights: None: ``MaxMinWeights(K)``.
-        args, train_dataset, ...: as TRL's. ``reward_weights`` has to be None. GRPO's ``scale_rewards`` and
-            ``multi_objective_aggregation="normalize_then_sum"`` (each group by its spread) are heeded.
+        args, train_dataset, ...: as TRL's. ``reward_weights`` has to be None. GRPO's ``scale_rewards`` ("batch" in our sense: the
+            spread about the prompts' means) and ``multi_objective_aggregation="normalize_then_sum"`` (each group by its
+            spread) are heeded.
 
     Attributes:
         maxmin_weights: the `MaxMinWeights`; kept in each checkpoint, and back from it with

@@ -56,6 +56,11 @@ def calibrate(rewards: Rewards, method: str | None = "center", reference: Any = 
         raise ValueError(
             f"reference: expected shape ({r.shape[0]}, R, {r.shape[2]}), got {tuple(ref.shape)}"
         )
+    if reference is not None:
+        missing = ref.isnan().all(1) & ~r.isnan().all(1)
+        if bool(missing.any()):
+            p, k = missing.nonzero()[0].tolist()
+            raise ValueError(f"reference: expected a number of group {k} at prompt {p}, got none")
     if method == "win_rate":
         out = _win_rate(r, ref)
     elif method is None:
