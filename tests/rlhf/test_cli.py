@@ -285,6 +285,59 @@ def test_bad_usage_is_one_line_and_2(tmp_path, monkeypatch, capsys, argv, messag
     assert code == 2 and message in err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-o", "missing/m.safetensors"], "--output: expected a folder that is there, got missing"),
+        (["-o", "there"], "--output: expected the name of a file, got the folder there"),
+        (["-o", "prefs.csv/m"], "--output: expected a folder that is there, got prefs.csv"),
+        (["-o", "read-only/m"], "--output: expected a folder that can be written to, got read-only"),
+        (["-o", "m", "--checkpoint", "gone/c"], "--checkpoint: expected a folder that is there, got gone"),
+        (["-o", "m", "--checkpoint", "there"], "--checkpoint: expected the name of a file, got the folder there"),
+        (["-o", "m1", "--checkpoint", "there/../m1"], "--checkpoint: expected another file than --output"),
+        (["-o", "m{groups}", "--checkpoint", "m2", "--groups", "1-3"], "--checkpoint: expected another file"),
+        (["-o", "in{groups}/m", "--groups", "2,3"], "--output: expected a folder that is there, got in1"),
+    ],
+)  # fmt: skip
+def test_places_to_write_to_are_checked_before_anything_is_read(
+    tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "prefs.csv").write_text("")
+    (tmp_path / "read-only").mkdir()
+    may = os.access  # for root nothing is read-only
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "read-only" and may(path, mode))
+    code, err = failure(capsys, ["fit", "unread.csv", *COLUMNS, "--groups", "1", *flags])
+    assert code == 2 and message in err
+    for command in (["solve", "unread.npy", "--beta", "1"], ["assign", "unread", "unread.csv", *COLUMNS]):  # fmt: skip
+        code, err = failure(capsys, [*command, "-o", "missing/x.csv"])
+        assert code == 2 and "--output: expected a folder that is there, got missing" in err
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        code, err = failure(capsys, [*command, "-o", "folder.csv"])
+        assert code == 2 and "--output: expected the name of a file, got the folder folder.csv" in err  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", ["2", "1-2"])
+def test_a_checkpoint_stays_until_the_mixture_is_saved(
+    folder, tmp_path, monkeypatch, capsys, groups
+):
+    monkeypatch.setattr("maxmin_rlhf.mixture.progress.CHECKPOINT_SECONDS", 0.0)
+    kept, out = tmp_path / "fit.ckpt", tmp_path / "m.safetensors"
+    argv = ["fit", folder / "prefs.csv", *COLUMNS, "--groups", groups, "--restarts", "1", "--l2", "1", "--folds", "2",
+            "--checkpoint", kept, "-o", out]  # fmt: skip
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(out))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maxmin_rlhf.commands._input.keep_encoder", full)  # after the mixture itself
+        code, err = failure(capsys, argv)
+    assert code == 1 and "No space left" in err and kept.exists()
+    assert main([str(a) for a in argv]) == 0
+    assert out.exists() and not kept.exists()
+
+
 def test_bad_files_are_one_line_and_2(folder, tmp_path, capsys):
     out = ["--groups", "1", "-o", tmp_path / "m.safetensors"]
     code, err = failure(capsys, ["fit", folder / "prefs.csv", "--annotator", "nobody", "--features", "x0", *out])  # fmt: skip

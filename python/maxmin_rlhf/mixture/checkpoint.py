@@ -21,6 +21,22 @@ from maxmin_rlhf.mixture.solver import State
 FORMAT = 1
 
 
+class Kept(os.PathLike[str]):
+    """The path of a checkpoint that a fit leaves where it is: who gave it removes it, once the result is safe."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = os.fspath(path)
+
+    def __fspath__(self) -> str:
+        return self._path
+
+
+def discard(path: str | PathLike[str]) -> None:
+    """Remove a checkpoint that has served, unless it is `Kept`."""
+    if not isinstance(path, Kept) and os.path.exists(path):
+        os.unlink(path)
+
+
 def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
     """Replace ``path`` in one step; who reads it sees the old file or the new one, never a part."""
     from safetensors.torch import save_file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from dataclasses import replace
 from os import PathLike
@@ -381,8 +380,8 @@ def fit_problems(
             watch.close()
         for i, mixture in enumerate(mixtures):
             mixture._adopt(objective, take(best, torch.tensor([i])), data.annotators_)
-    if checkpoint is not None and ranks.first and os.path.exists(checkpoint):
-        os.unlink(checkpoint)
+    if checkpoint is not None and ranks.first:
+        files.discard(checkpoint)
 
 
 def _counts(objective: Objective) -> list[int]:
