@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -224,6 +225,20 @@ def test_solve_table_with_prompts_of_unequal_size(tmp_path, capsys):
     assert written[1]["probability"] == 1.0
     assert main([*argv, "--rewards", "r1"]) == 0
     assert json.loads(capsys.readouterr().out)["groups"] == 1
+
+
+def test_solve_takes_no_row_index_for_rewards(folder, tmp_path, capsys):
+    table = pd.DataFrame({"prompt": [3, 3, 4, 4], "r0": [1.0, 2, 3, 4], "r1": [4.0, 3, 2, 1]})
+    for i, frame in enumerate((table, table[::-1], table.set_index("prompt"))):
+        frame.to_parquet(tmp_path / f"{i}.parquet")
+        assert main(["solve", str(tmp_path / f"{i}.parquet"), "--beta", "1", "--prompt", "prompt", "--json"]) == 0  # fmt: skip
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["prompts"], facts["samples"], facts["groups"]) == (2, 2, 2)
+    table.to_csv(tmp_path / "r.csv")
+    code, err = failure(capsys, ["solve", tmp_path / "r.csv", "--beta", "1", "--prompt", "prompt"])
+    assert code == 2 and "r.csv" in err and "looks like a saved row index" in err
+    argv = ["solve", str(tmp_path / "r.csv"), "--beta", "1", "--rewards", "r0", "r1"]
+    assert main(argv) == 0
 
 
 def test_solve_menu_of_a_mixture(folder, tmp_path, capsys):

@@ -186,6 +186,41 @@ def test_item_tables(tmp_path):
         PreferenceData.read(path, annotator="who", chosen="won", rejected="lost", items=plain)
 
 
+@pytest.mark.parametrize("index", ["none", "rows", "ids"])
+def test_row_indexes_of_pandas_are_no_features(tmp_path, index):
+    path = write(FLAT, tmp_path / "a.csv")
+    table = pd.DataFrame({"key": list("zyx"), "a": [1.0, 2, 3], "b": [5, 6, 7]})
+    if index == "rows":
+        table.index = [7, 8, 9]
+    elif index == "ids":
+        table = table.set_index("key")
+    table.to_parquet(tmp_path / "items.parquet")
+    data = PreferenceData.read(
+        path, annotator="who", chosen="won", rejected="lost", items=tmp_path / "items.parquet"
+    )
+    assert data.item_ids.tolist() == list("zyx")
+    assert data.features.tolist() == [[1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv read back", "parquet of csv", "two levels"])
+def test_saved_row_indexes_are_refused(tmp_path, kind):
+    path, items = write(FLAT, tmp_path / "a.csv"), tmp_path / "items.csv"
+    table = pd.DataFrame({"key": list("zyx"), "a": [1.0, 2, 3]})
+    if kind == "two levels":
+        table.index = pd.MultiIndex.from_tuples([(0, 1), (0, 2), (1, 1)])
+    table.to_csv(items)
+    if kind == "csv read back":
+        pd.read_csv(items).to_csv(items, index=False)
+    elif kind == "parquet of csv":
+        items = write(pd.read_csv(items), tmp_path / "items.parquet")
+    sides = {"annotator": "who", "chosen": "won", "rejected": "lost"}
+    with pytest.raises(ValueError, match="items.* looks like a saved row index: write .* index=False"):  # fmt: skip
+        PreferenceData.read(path, **sides, items=items)
+    # Named columns are what they are named.
+    data = PreferenceData.read(path, **sides, items=(items, "key", ["a"]))
+    assert data.features.tolist() == [[1], [2], [3]]
+
+
 def test_item_arrays(tmp_path):
     frame = pd.DataFrame({"who": list("aab"), "won": [0, 3, 1], "lost": [1, 2, 3]})
     path = write(frame, tmp_path / "a.csv")

@@ -94,9 +94,11 @@ def test_bad_input(folder, capsys):
     mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
     columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
     write_csv(folder / "few.csv", ["id", "text"], [("i0", "one")])
+    write_csv(folder / "index.csv", ["", "id", "text"], [(i, f"i{i}", "one") for i in range(12)])
     (folder / "broken.json").write_text("{")
     for extra, said in (
         (["--texts", str(folder / "few.csv")], "no row for item"),
+        (["--texts", str(folder / "index.csv")], "looks like a saved row index"),
         (["--selection", str(folder / "broken.json")], "expected JSON"),
     ):
         capsys.readouterr()

@@ -114,7 +114,9 @@ def _table(args: argparse.Namespace) -> tuple[Array, None, tuple[Any, dict[str, 
     table = Table(args.rewards_file, {"--rewards": args.rewards or [], "--prompt": args.prompt} if args.rewards else {})  # fmt: skip
     if args.prompt is not None and args.prompt not in table.columns:
         raise ValueError(f"--prompt: no column {args.prompt!r} in {args.rewards_file}; it has {', '.join(table.columns)}")  # fmt: skip
-    names = args.rewards or [name for name in table.columns if name != args.prompt]
+    names = args.rewards or [
+        name for name in table.columns if name not in (args.prompt, *table.row_index)
+    ]
     values = table.numbers(names).astype(np.float64)
     prompt = np.zeros(len(values), np.int64) if args.prompt is None else table.ids(args.prompt)
     code, _ = factorize("--prompt", prompt)

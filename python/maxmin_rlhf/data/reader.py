@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_ONE_HOT = 10_000
 _MOST_FLOAT64 = 1_024
+# What pandas calls a row index without a name, in its csv files and when it reads them back.
+_ROW_INDEX = re.compile(r"|Unnamed: \d+")
+_PARQUET_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def read_preferences(
@@ -131,7 +135,10 @@ class Table:
         roles: dict[str, Any],
         optional: Sequence[str] = (),
     ) -> None:
-        """``roles``: the columns wanted of each argument; none at all: every column is read. ``optional``: if there."""
+        """``roles``: the columns wanted of each argument; none at all: every column is read. ``optional``: if there.
+
+        Where every column is read, ``row_index`` names those that pandas wrote as its index, which come first.
+        """
         self.path = os.fspath(path)
         wanted = [(role, name) for role, names in roles.items() for name in _names(names)]
         if os.path.getsize(self.path) == 0:
@@ -144,8 +151,25 @@ class Table:
                 raise ValueError(
                     f"{role}: no column {name!r} in {self.path}; it has {', '.join(self.columns)}"
                 )
+        self.row_index: list[str] = []
+        if not wanted:
+            self._sort_out_index()
         if self._table.num_rows == 0:
             raise ValueError(f"{self.path}: empty file: no rows")
+
+    def _sort_out_index(self) -> None:
+        """Numbers of rows are nobody's features."""
+        for at, name in enumerate(self.columns):
+            if _ROW_INDEX.fullmatch(name):
+                raise ValueError(
+                    f"{self.path}: expected names of columns, got {name!r} of column {at}, which looks like a saved row "
+                    "index: write the file with index=False, or name the columns"
+                )
+        said = (self._table.schema.pandas_metadata or {}).get("index_columns", [])
+        index = [n for n in said if isinstance(n, str) and n in self.columns]
+        self.row_index = [name for name in index if not _PARQUET_INDEX.fullmatch(name)]
+        others = [name for name in self.columns if name not in index]
+        self._table = self._table.select([*self.row_index, *others])
 
     @property
     def columns(self) -> list[str]:
