@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,23 @@ def open_shards(path: Path) -> Source:
     )
 
 
-def _small_tensors(file: Path) -> dict[str, Tensor]:
+def annotators_of(file: Path) -> NDArray[Any]:
+    """The ids in one shard.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    return _as_ids(_small_tensors(file, ["annotators"])["annotators"])
+
+
+def _small_tensors(file: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Those of some names; None: all but the features."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {n: tensors.get_tensor(n) for n in tensors.keys() if n != "features"}  # noqa: SIM118
+            names = names or [n for n in tensors.keys() if n != "features"]  # noqa: SIM118
+            return {n: tensors.get_tensor(n) for n in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: expected a shard of a preference store ({error})") from None
 
