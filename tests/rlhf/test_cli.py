@@ -256,6 +256,13 @@ def test_solve_menu_of_a_mixture(folder, tmp_path, capsys):
     assert code == 2 and "expected 2 features as fitted" in err
 
 
+def test_a_menu_has_every_id_once(folder, tmp_path, capsys):
+    argv = ["solve", "--mixture", folder / "two.safetensors", "--beta", "1", "--items"]
+    write_csv(tmp_path / "menu.csv", ["id", "x0", "x1"], [("a", 1.0, 0.0), ("b", 0.0, 1.0), ("a", 1.0, 1.0)])  # fmt: skip
+    code, err = failure(capsys, [*argv, tmp_path / "menu.csv"])
+    assert code == 2 and "items: expected every id once, got 'a' in rows 0 and 2" in err
+
+
 def test_info(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

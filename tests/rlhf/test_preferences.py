@@ -217,6 +217,8 @@ BAD = {
     "no pair": (lambda: items(chosen=[], rejected=[], annotator=[]), ValueError, "chosen: .* at least one row"),
     "itself": (lambda: items(rejected=[3, 1, 3]), ValueError,
                "rejected: expected another item than the chosen one, got 1 twice in row 1"),
+    "itself by id": (lambda: items(item_ids=["a", "b", "c", "b"]), ValueError,
+                     "rejected: expected another item than the chosen one, got the id 'b' twice in row 1"),
     "two chosen": (lambda: items(annotator=[0, 1, 0], comparison=[7, 7, 7], chosen=[0, 2, 1]), ValueError,
                    r"chosen: a choice set with two chosen items \(0 and 1\), in rows 0 and 2"),
     "twice rejected": (lambda: items(annotator=[0, 1, 0], comparison=[7, 7, 7], chosen=[0, 0, 0]), ValueError,

@@ -95,8 +95,6 @@ def _index(
             ids = judged
         features = np.eye(ids.size, dtype=np.float64 if ids.size <= _MOST_FLOAT64 else np.float32)
     row_of = {key: row for row, key in enumerate(ids.tolist())}
-    if len(row_of) < ids.size:
-        raise ValueError("items: expected every id once")
     position = np.array([row_of.get(key, -1) for key in judged.tolist()], dtype=np.int64)
     rows = position[codes]
     unknown = np.flatnonzero(rows < 0)
@@ -118,12 +116,23 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
             return np.load(items, allow_pickle=False), None
         table = Table(items, {})
         names = table.columns
-        return table.numbers(names[1:]), table.ids(names[0])
+        return table.numbers(names[1:]), _distinct(table.ids(names[0]))
     if isinstance(items, tuple) and len(items) == 3 and isinstance(items[0], str | os.PathLike):
         path, id_column, columns = items
         table = Table(path, {"items": [id_column, *_names(columns)]})
-        return table.numbers(_names(columns)), table.ids(id_column)
+        return table.numbers(_names(columns)), _distinct(table.ids(id_column))
     return as_features("items", items), None
+
+
+def _distinct(ids: NDArray[Any]) -> NDArray[Any]:
+    """The ids of a table of items, each of which has one row."""
+    first: dict[Any, int] = {}
+    for row, key in enumerate(ids.tolist()):
+        if first.setdefault(key, row) != row:
+            raise ValueError(
+                f"items: expected every id once, got {key!r} in rows {first[key]} and {row}"
+            )
+    return ids
 
 
 class Table:
