@@ -256,6 +256,19 @@ def test_solve_menu_of_a_mixture(folder, tmp_path, capsys):
     assert code == 2 and "expected 2 features as fitted" in err
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_assign_writes_long_and_large_ids(folder, tmp_path, capsys, kind):
+    for ids in ([2**63 + 1, 5, 2**63 + 2], ["x" * 1000, "x" * 1001, "y"]):
+        frame = pd.DataFrame({"who": ids, "x0": [1.0, 2, 3], "x1": [0.0, 1, 0]})
+        frame.to_parquet(tmp_path / "p.parquet")
+        out = tmp_path / f"out.{kind}"
+        assert main(["assign", str(folder / "two.safetensors"), str(tmp_path / "p.parquet"), *COLUMNS,
+                     "-o", str(out)]) == 0  # fmt: skip
+        read = {"csv": pd.read_csv, "parquet": pd.read_parquet}.get(kind)
+        found = read(out) if read else pd.DataFrame(map(json.loads, out.read_text().splitlines()))
+        assert found["annotator"].astype(str).tolist() == list(map(str, ids))
+
+
 def test_a_menu_has_every_id_once(folder, tmp_path, capsys):
     argv = ["solve", "--mixture", folder / "two.safetensors", "--beta", "1", "--items"]
     write_csv(tmp_path / "menu.csv", ["id", "x0", "x1"], [("a", 1.0, 0.0), ("b", 0.0, 1.0), ("a", 1.0, 1.0)])  # fmt: skip

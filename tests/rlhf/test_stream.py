@@ -26,6 +26,7 @@ from maxmin_rlhf import (
 from maxmin_rlhf.data import row_files
 from maxmin_rlhf.data.controls import Place, redraw_choices, swap_judgments
 from maxmin_rlhf.data.feature_store import key_of
+from maxmin_rlhf.data.preference_writer import ShardWriter
 from maxmin_rlhf.data.splits import held_out_masks
 from maxmin_rlhf.data.store_writer import StoreWriter
 from maxmin_rlhf.mixture.bank import Bank
@@ -453,6 +454,14 @@ def again(folder, data):
     PreferenceStore.append(folder, data)
 
 
+def unchecked(folder, data):
+    with ShardWriter(folder, {}, 5, "float64") as writer:
+        writer._check_annotators = lambda annotators: None
+        writer.add(data)
+        writer.add(data.select_annotators(np.arange(2)))
+    PreferenceStore(folder)
+
+
 def nothing(folder, data):
     PreferenceStore(folder)
 
@@ -517,6 +526,7 @@ def backwards(folder, data):
         (ids, TypeError, r"annotators: expected strings or whole numbers, got tuple \(\(0,\)\)"),
         (narrower, ValueError, "n_features: 5 in the store, 2 now"),
         (again, ValueError, "annotators: expected new ones, got 0, who is in .*store already"),
+        (unchecked, ValueError, "expected every annotator in one place, got 0 in several"),
         (
             nothing,
             FileNotFoundError,

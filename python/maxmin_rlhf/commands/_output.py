@@ -114,6 +114,6 @@ def _write_parquet(path: str, columns: Mapping[str, NDArray[Any]]) -> None:
     for name, column in columns.items():
         try:
             arrays[name] = pa.array(column.tolist())
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # ids of several types
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # ids of several types, or huge
             arrays[name] = pa.array([str(value) for value in column.tolist()])
     pa.parquet.write_table(pa.table(arrays), path)

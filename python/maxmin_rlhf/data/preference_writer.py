@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -61,11 +62,11 @@ class ShardWriter(StoreWriter):
 
 
 def _as_tensor(ids: NDArray[Any]) -> Tensor:
-    """Whole numbers as they are, strings as JSON."""
-    if ids.dtype.kind in "iu":
+    """Whole numbers of 64 bits as they are, larger ones and strings as JSON."""
+    if ids.dtype.kind in "iu" and not (ids > np.iinfo(np.int64).max).any():
         return torch.from_numpy(ids.astype("int64"))
     values = ids.tolist()
-    bad = [value for value in values if not isinstance(value, str)]
+    bad = [value for value in values if type(value) not in (str, int)]
     if bad:
         raise TypeError(
             f"annotators: expected strings or whole numbers, got {type(bad[0]).__name__} ({bad[0]!r})"

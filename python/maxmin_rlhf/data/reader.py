@@ -77,7 +77,7 @@ def _index(
     codes, judged = factorize("chosen, rejected", [*chosen.tolist(), *rejected.tolist()])
     features, ids = _item_table(items)
     if ids is None and features is not None:  # row numbers are ids
-        if not all(isinstance(key, int) for key in judged.tolist()):
+        if judged.dtype.kind not in "iu":
             raise ValueError(
                 "items: row numbers are its ids, expected integers in chosen, rejected"
             )
