@@ -99,7 +99,9 @@ def _rewards(args: argparse.Namespace) -> tuple[Array, Array | None, tuple[Any, 
     if args.rewards_file.lower().endswith(".npy"):
         if args.rewards or args.prompt:
             raise ValueError("--rewards, --prompt: expected a table beside them, got a .npy")
-        rewards = np.load(args.rewards_file, allow_pickle=False)
+        from maxmin_rlhf.data.reader import load_array
+
+        rewards: Any = load_array(args.rewards_file)
         if rewards.ndim != 3:
             raise ValueError(f"{args.rewards_file}: expected shape (prompts, samples, groups), got {rewards.shape}")  # fmt: skip
         at = tuple(axis.ravel() for axis in np.indices(rewards.shape[:2]))

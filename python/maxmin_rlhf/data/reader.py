@@ -113,7 +113,7 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
         return None, None
     if isinstance(items, str | os.PathLike):
         if os.fspath(items).endswith(".npy"):
-            return np.load(items, allow_pickle=False), None
+            return load_array(items), None
         table = Table(items, {})
         names = table.columns
         return table.numbers(names[1:]), _distinct(table.ids(names[0]))
@@ -122,6 +122,17 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
         table = Table(path, {"items": [id_column, *_names(columns)]})
         return table.numbers(_names(columns)), _distinct(table.ids(id_column))
     return as_features("items", items), None
+
+
+def load_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array in a ``.npy`` file. No pickle."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)}: expected an array of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{os.fspath(path)}: expected one array, got an archive of several")
+    return array
 
 
 def _distinct(ids: NDArray[Any]) -> NDArray[Any]:
@@ -160,11 +171,29 @@ class Table:
                 raise ValueError(
                     f"{role}: no column {name!r} in {self.path}; it has {', '.join(self.columns)}"
                 )
+        self._check_names({*optional, *(name for _, name in wanted)} or None)
         self.row_index: list[str] = []
         if not wanted:
             self._sort_out_index()
         if self._table.num_rows == 0:
             raise ValueError(f"{self.path}: empty file: no rows")
+
+    def _check_names(self, read: set[str] | None) -> None:
+        """The columns that are read, None for all, are there once, and are not bytes that a csv was found to have."""
+        import pyarrow as pa
+
+        for field in self._table.schema:
+            if read is not None and field.name not in read:
+                continue
+            times = self.columns.count(field.name)
+            if times > 1 and not _ROW_INDEX.fullmatch(field.name):
+                raise ValueError(
+                    f"{self.path}: expected every column once, got {times} named {field.name!r}"
+                )
+            if pa.types.is_binary(field.type) and _is_csv(self.path):
+                raise ValueError(
+                    f"{self.path}: expected text in UTF-8, got other bytes in column {field.name!r}"
+                )
 
     def _sort_out_index(self) -> None:
         """Numbers of rows are nobody's features."""
@@ -182,7 +211,10 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        return list(self._table.column_names)
+        try:
+            return list(self._table.column_names)
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path}: expected names of columns in UTF-8") from None
 
     def holds_ids(self, columns: str | Sequence[str]) -> bool:
         """Whether this is the name of one column of strings or integers."""
@@ -272,6 +304,10 @@ class Table:
         return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
 
 
+def _is_csv(path: str) -> bool:
+    return path.lower().removesuffix(".gz").endswith(".csv")
+
+
 def _is_string(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
@@ -290,7 +326,6 @@ def _load(path: str, columns: list[str], optional: Sequence[str] = ()) -> pa.Tab
         raise ImportError(
             "reading files needs pyarrow: pip install 'maxmin-kernels[data]'"
         ) from error
-    name = path.lower().removesuffix(".gz")
     try:
         if path.lower().endswith((".parquet", ".pq")):
             with pa.parquet.ParquetFile(path) as file:
@@ -299,15 +334,19 @@ def _load(path: str, columns: list[str], optional: Sequence[str] = ()) -> pa.Tab
                     there = [name for name in optional if name in schema.names]
                     return file.read(columns=[*columns, *there] or None)
                 return schema.empty_table()  # enough to say what is missing
-        if name.endswith((".jsonl", ".ndjson")):
+        if path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
             # A row may hold a long text or many numbers: it must fit a block.
             options = pa.json.ReadOptions(block_size=1 << 24)
             return pa.json.read_json(path, read_options=options)
-        if name.endswith(".csv"):
+        if _is_csv(path):
             # An empty cell is a missing value, of strings too. "NA" may be somebody's name.
             convert = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
             return pa.csv.read_csv(path, convert_options=convert)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the system's, not a damaged archive
+            raise
         raise ValueError(f"{path}: {error}") from None
     raise ValueError(
         f"{path}: unsupported file type, expected .parquet, .jsonl or .csv (the last two also with .gz)"
