@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -44,10 +44,14 @@ def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], f
     path = os.fspath(path)
     header = {"maxmin": json.dumps({"format": FORMAT, "kind": kind, "facts": facts})}
     folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    # Files of tempfile, and those of some releases of safetensors, nobody else may read: the mode shall be as of others.
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
     try:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, header)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
