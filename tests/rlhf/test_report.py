@@ -90,6 +90,12 @@ def test_escape(text):
     assert not set(escaped) & set("<>\"'\x00\x1b\u202e")
 
 
+@pytest.mark.parametrize("unseen", "\u200b\ufeff\xad\u2028\u2029\U000e0041\u202e\u2066\u061c")
+def test_what_cannot_be_seen_is_shown(unseen):
+    assert html.escape(f"a{unseen}b") == f"a[U+{ord(unseen):04X}]b"
+    assert html.escape("naïve – 中文 👍") == "naïve – 中文 👍"
+
+
 def test_bad_input(folder, capsys):
     mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
     columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
