@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
 from maxmin_rlhf import PreferenceData, PreferenceMixture
 from maxmin_rlhf.cli import main
@@ -371,6 +372,46 @@ def test_a_checkpoint_stays_until_the_mixture_is_saved(
     assert code == 1 and "No space left" in err and kept.exists()
     assert main([str(a) for a in argv]) == 0
     assert out.exists() and not kept.exists()
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda", "cuda:99"])
+@pytest.mark.parametrize("command", ["fit", "select", "assign", "encode", "bench"])
+def test_a_device_that_is_not_here(folder, tmp_path, capsys, command, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it is here")
+    write_csv(tmp_path / "texts.csv", ["who", "chosen", "rejected"], [("a", "yes", "no")])
+    out = ["--restarts", "1", "-o", tmp_path / "m"]
+    argv = {
+        "fit": ["fit", folder / "prefs.csv", *COLUMNS, "--groups", "1", *out],
+        "select": ["fit", folder / "prefs.csv", *COLUMNS, "--groups", "1-2", *out],
+        "assign": ["assign", folder / "two.safetensors", folder / "prefs.csv", *COLUMNS],
+        "encode": ["encode", tmp_path / "texts.csv", "--annotator", "who", "--model", "none", "-o", tmp_path / "s"],
+        "bench": ["bench"],
+    }  # fmt: skip
+    code, err = failure(capsys, [*argv[command], "--device", device])
+    assert code == 2 and f"device: expected one that is here, like 'cpu' or 'cuda', got '{device}'" in err  # fmt: skip
+
+
+def test_no_restarts_are_refused(tmp_path, capsys):
+    argv = ["fit", "unread.csv", *COLUMNS, "--groups", "1", "-o", tmp_path / "m", "--restarts"]
+    for n in ("0", "-3"):
+        code, err = failure(capsys, [*argv, n])
+        assert code == 2 and f"--restarts: expected at least 1, got {n}" in err
+
+
+def test_columns_may_be_named_one_flag_each(folder, tmp_path, capsys):
+    argv = ["fit", str(folder / "prefs.csv"), "--annotator", "who", "--groups", "1", "--json",
+            "-o", str(tmp_path / "m")]  # fmt: skip
+    assert main([*argv, "--features", "x0", "--features", "x1"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["features"] == 2
+    write_csv(tmp_path / "r.csv", ["r0", "r1", "r2"], [(1.0, 2.0, 0.0), (2.0, 1.0, 0.0)])
+    argv = ["solve", str(tmp_path / "r.csv"), "--beta", "1", "--json", "--objective", "mean"]
+    assert main([*argv, "--rewards", "r0", "r2", "--rewards", "r1", "--shares", "0.5", "--shares", "0.2", "0.3"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["weights"] == pytest.approx([0.5, 0.2, 0.3])
+    assert main([*argv, "--rewards", "r1"]) == 0  # nothing is left of the last time
+    assert json.loads(capsys.readouterr().out)["groups"] == 1
+    code, err = failure(capsys, ["encode", "x.csv", "--annotator", "who", "--chosen", "a", "--chosen", "b", "-o", "s"])  # fmt: skip
+    assert code == 2 and "--chosen: expected one column of texts, got 2" in err
 
 
 def test_bad_files_are_one_line_and_2(folder, tmp_path, capsys):

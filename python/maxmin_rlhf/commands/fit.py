@@ -18,6 +18,8 @@ def run(args: argparse.Namespace) -> None:
     several = len(args.groups) > 1
     if several and args.no_select and "{groups}" not in args.output:
         raise ValueError("--output: expected '{groups}' in the name, there are several mixtures to save")  # fmt: skip
+    if args.restarts is not None and args.restarts < 1:
+        raise ValueError(f"--restarts: expected at least 1, got {args.restarts}")
     _check_places(args)
     data = _input.preferences_to_fit(args)
     compute = {

@@ -20,6 +20,25 @@ _LONGEST_ID = 64  # characters; a NumPy array takes four bytes for each of the l
 _CHECKED_AT_ONCE = 1 << 24  # elements; bounds the memory of the finiteness check
 
 
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """A device by itself or by name, that is there.
+
+    Raises:
+        ValueError: no such device, or not on this machine.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that is here, like 'cpu' or 'cuda', got {str(device)!r} ({said})"
+        ) from None
+    return found
+
+
 def factorize(name: str, ids: Any, n_rows: int | None = None) -> tuple[Int, NDArray[Any]]:
     """Codes (N,) of any hashable ids, and the distinct ids in order of first appearance.
 

@@ -73,6 +73,8 @@ class PreferenceStore:
         """
         from maxmin_rlhf.data.preference_writer import ShardWriter
 
+        if not isinstance(data, PreferenceData):
+            raise TypeError(f"data: expected PreferenceData, got {type(data).__name__}")
         if data.is_indexed:
             raise ValueError(
                 "data: expected rows of differences (from_arrays, from_pairs), got a table of items, which is in memory"

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import maxmin_kernels as mk
+from maxmin_rlhf.data._arrays import as_device
 from maxmin_rlhf.mixture import checkpoint as files
 from maxmin_rlhf.mixture.arguments import (
     Preferences,
     as_dtype,
     check_count,
     check_number,
+    check_preferences,
     check_seed,
     fresh_seed,
     place,
@@ -202,6 +204,7 @@ class PreferenceMixture:
         return Bank.of([heads], [log_weights], torch.zeros(1), self.n_groups)
 
     def _placed(self, data: Preferences) -> Preferences:
+        check_preferences(data)
         if data.n_features != self.heads_.shape[1]:
             raise ValueError(
                 f"data: expected {self.heads_.shape[1]} features as fitted, got {data.n_features}"
@@ -229,7 +232,7 @@ class PreferenceMixture:
         hidden = torch.as_tensor(items)
         if not hidden.dtype.is_floating_point:
             hidden = hidden.double()
-        hidden = hidden.to(self.device or hidden.device)
+        hidden = hidden.to(as_device(self.device) or hidden.device)
         with mk.backend(self.backend):
             heads = torch.from_numpy(self.heads_).to(hidden.device)
             if hidden.dtype != torch.float64:
