@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maxmin_rlhf.data._arrays import as_device
 from maxmin_rlhf.data.feature_store import DTYPES, shorten
 from maxmin_rlhf.pooling import POOLINGS, joined, padded, pool
 
@@ -63,6 +64,7 @@ class Trunk:
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
         if trunk_dtype not in DTYPES:
             raise ValueError(f"trunk_dtype: expected one of {', '.join(DTYPES)}, got {trunk_dtype!r}")  # fmt: skip
+        where = as_device(device)  # before a model is loaded
         name = default_model() if model is None else os.fspath(model)
         trunk, tokenizer, missing = _load(name, DTYPES[trunk_dtype], allow_download)
         limit = _limit(trunk, tokenizer)
@@ -72,9 +74,9 @@ class Trunk:
             raise ValueError(f"max_length: expected 8 to {limit} tokens for {name}, got {max_length}")  # fmt: skip
         tokenizer.truncation_side = "left"
         fingerprint = _fingerprint(trunk, tokenizer, missing)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        trunk = trunk.to(device).eval().requires_grad_(False)
+        if where is None:
+            where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        trunk = trunk.to(where).eval().requires_grad_(False)
         return cls(
             DEFAULT_PACKAGE if model is None else name, trunk, tokenizer, fingerprint,
             pooling, normalize, max_length, chat_template,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from maxmin_rlhf import PreferenceData, PreferenceMixture, fit_sweep
 from maxmin_rlhf.mixture import FitWarning, checkpoint, estimator, progress
@@ -179,6 +180,17 @@ def test_a_killed_process_goes_on_in_another(data, whole, tmp_path):
 def test_a_finished_fit_leaves_no_file(data, tmp_path, every_round):
     PreferenceMixture(1, **OPTIONS).fit(data, tmp_path / "fit")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_user_wants(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        checkpoint.write(tmp_path / "m", "mixture", {"x": torch.zeros(1)}, {})
+    finally:
+        os.umask(before)
+    assert os.stat(tmp_path / "m").st_mode & 0o777 == 0o666 & ~umask
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_checkpoint_is_not_written_at_every_round(data, tmp_path, monkeypatch):

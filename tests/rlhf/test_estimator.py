@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from maxmin_rlhf import PreferenceData, PreferenceMixture, fit_sweep
+from maxmin_rlhf import PreferenceData, PreferenceMixture, PreferenceStore, fit_sweep, select_groups
 from maxmin_rlhf.mixture import FitWarning, checkpoint, progress
 from maxmin_rlhf.mixture.heldout import held_out_score
 from tests.rlhf.panels import joint, log_sum, penalised, planted
@@ -378,6 +378,34 @@ def test_another_number_of_features(mix, name):
     other = planted(0, 2, n_features=4, n_annotators=5).data
     with pytest.raises(ValueError, match=r"^data: expected 5 features as fitted, got 4$"):
         getattr(mix, name)(other)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda mix, x, _: PreferenceMixture(1).fit(x),
+        lambda mix, x, _: fit_sweep(x, [1]),
+        lambda mix, x, _: select_groups(x, [1, 2]),
+        lambda mix, x, _: mix.predict(x),
+        lambda mix, x, _: mix.score(x),
+        lambda mix, x, folder: PreferenceStore.append(folder / "store", x),
+    ],
+    ids=["fit", "sweep", "select", "predict", "score", "append"],
+)
+def test_numbers_alone_are_no_preferences(mix, tmp_path, use):
+    with pytest.raises(TypeError, match="data: expected PreferenceData.*, got ndarray"):
+        use(mix, np.ones((3, 2)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_here(mix, panel, device):
+    absent = PreferenceMixture(1, device=device)
+    with pytest.raises(ValueError, match="device: expected one that is here, like 'cpu' or 'cuda'"):
+        absent.fit(panel.data)
+    absent.heads_ = mix.heads_
+    with pytest.raises(ValueError, match="device: expected one that is here"):
+        absent.reward(np.ones((2, mix.heads_.shape[1])))
 
 
 def test_items_of_another_width(mix):

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxmin_rlhf import PreferenceData
+from maxmin_rlhf import PreferenceData, PreferenceMixture, PreferenceStore
+from maxmin_rlhf.data._arrays import id_array
 
 
 def naive_order(annotator, comparison=None):
@@ -160,6 +161,39 @@ def test_kinds_of_ids(ids):
     assert data.annotators_[0] == (first.item() if isinstance(first, torch.Tensor) else first)
 
 
+LARGE = [2**63 + 1, -1, 2**63 + 2]
+NULLS = ["a", "a\0", "\0"]
+LONG = ["x" * 100_000 + end for end in "ab"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [LARGE, NULLS, LONG, [2**63, 2**63 + 1], [2**70, 2**70 + 1]],
+    ids=["large", "nulls", "long", "unsigned", "huge"],
+)
+def test_ids_that_numpy_would_change_are_kept(tmp_path, ids):
+    n = len(ids)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((2 * n, 2))
+    data = PreferenceData.from_arrays(features, ids * 2)
+    assert data.annotators_.tolist() == ids and data.annotators_.nbytes <= 8 * n
+    mixture = PreferenceMixture(1, n_init=1, random_state=0).fit(data)
+    mixture.save(tmp_path / "m")
+    assert PreferenceMixture.load(tmp_path / "m").annotators_.tolist() == ids
+    items = PreferenceData.from_items(np.eye(n), [0], [1], ["x"], item_ids=ids)
+    assert items.item_ids.tolist() == ids and np.unique(items.item_codes).size == n
+    for i in range(n):  # one by one, on disk, with usual ones
+        PreferenceStore.append(tmp_path / "store", data.select_annotators([i]))
+    PreferenceStore.append(tmp_path / "store", PreferenceData.from_arrays(np.ones((2, 2)), [7, 8]))
+    PreferenceStore.append(tmp_path / "store", PreferenceData.from_arrays(np.ones((1, 2)), ["7"]))
+    assert PreferenceStore(tmp_path / "store").annotators_.tolist() == [*ids, 7, 8, "7"]
+
+
+def test_usual_ids_are_plain_arrays():
+    for ids, kind in (([3, -1], "i"), (["a", "b" * 64], "U"), ([3, "a"], "O"), ([], "i")):
+        assert id_array(ids).dtype.kind == kind
+
+
 def test_read_only_input_is_taken_silently(recwarn):
     features = np.ones((2, 2))
     features.flags.writeable = False
@@ -217,6 +251,8 @@ BAD = {
     "no pair": (lambda: items(chosen=[], rejected=[], annotator=[]), ValueError, "chosen: .* at least one row"),
     "itself": (lambda: items(rejected=[3, 1, 3]), ValueError,
                "rejected: expected another item than the chosen one, got 1 twice in row 1"),
+    "itself by id": (lambda: items(item_ids=["a", "b", "c", "b"]), ValueError,
+                     "rejected: expected another item than the chosen one, got the id 'b' twice in row 1"),
     "two chosen": (lambda: items(annotator=[0, 1, 0], comparison=[7, 7, 7], chosen=[0, 2, 1]), ValueError,
                    r"chosen: a choice set with two chosen items \(0 and 1\), in rows 0 and 2"),
     "twice rejected": (lambda: items(annotator=[0, 1, 0], comparison=[7, 7, 7], chosen=[0, 0, 0]), ValueError,

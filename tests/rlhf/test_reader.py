@@ -15,7 +15,7 @@ import torch
 
 from maxmin_rlhf import PreferenceData
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
 
 DATA = os.environ.get("MAXMIN_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="MAXMIN_DATA names no folder of data sets")
@@ -186,6 +186,41 @@ def test_item_tables(tmp_path):
         PreferenceData.read(path, annotator="who", chosen="won", rejected="lost", items=plain)
 
 
+@pytest.mark.parametrize("index", ["none", "rows", "ids"])
+def test_row_indexes_of_pandas_are_no_features(tmp_path, index):
+    path = write(FLAT, tmp_path / "a.csv")
+    table = pd.DataFrame({"key": list("zyx"), "a": [1.0, 2, 3], "b": [5, 6, 7]})
+    if index == "rows":
+        table.index = [7, 8, 9]
+    elif index == "ids":
+        table = table.set_index("key")
+    table.to_parquet(tmp_path / "items.parquet")
+    data = PreferenceData.read(
+        path, annotator="who", chosen="won", rejected="lost", items=tmp_path / "items.parquet"
+    )
+    assert data.item_ids.tolist() == list("zyx")
+    assert data.features.tolist() == [[1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv read back", "parquet of csv", "two levels"])
+def test_saved_row_indexes_are_refused(tmp_path, kind):
+    path, items = write(FLAT, tmp_path / "a.csv"), tmp_path / "items.csv"
+    table = pd.DataFrame({"key": list("zyx"), "a": [1.0, 2, 3]})
+    if kind == "two levels":
+        table.index = pd.MultiIndex.from_tuples([(0, 1), (0, 2), (1, 1)])
+    table.to_csv(items)
+    if kind == "csv read back":
+        pd.read_csv(items).to_csv(items, index=False)
+    elif kind == "parquet of csv":
+        items = write(pd.read_csv(items), tmp_path / "items.parquet")
+    sides = {"annotator": "who", "chosen": "won", "rejected": "lost"}
+    with pytest.raises(ValueError, match="items.* looks like a saved row index: write .* index=False"):  # fmt: skip
+        PreferenceData.read(path, **sides, items=items)
+    # Named columns are what they are named.
+    data = PreferenceData.read(path, **sides, items=(items, "key", ["a"]))
+    assert data.features.tolist() == [[1], [2], [3]]
+
+
 def test_item_arrays(tmp_path):
     frame = pd.DataFrame({"who": list("aab"), "won": [0, 3, 1], "lost": [1, 2, 3]})
     path = write(frame, tmp_path / "a.csv")
@@ -260,6 +295,56 @@ def test_empty_and_broken_files(tmp_path, name):
         PreferenceData.read(path, annotator="who", features=["price"])
     with pytest.raises(FileNotFoundError):
         PreferenceData.read(tmp_path / f"no_{name}", annotator="who", features=["price"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_broken_archives_are_named(tmp_path, name):
+    whole = gzip.compress(write(FLAT, tmp_path / name).read_bytes() * 100)
+    for broken in (b"no archive", whole[: len(whole) // 2]):
+        (tmp_path / f"{name}.gz").write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"{name}.gz: "):
+            PreferenceData.read(tmp_path / f"{name}.gz", annotator="who", features=["price"])
+
+
+def test_arrays_of_items_that_are_none(tmp_path):
+    path, items = write(FLAT, tmp_path / "a.csv"), tmp_path / "items.npy"
+    for write_items in (
+        lambda: np.save(items, np.array([{}], dtype=object), allow_pickle=True),
+        lambda: items.write_bytes(b""),
+        lambda: items.write_text("words"),
+        lambda: np.savez(items.open("wb"), np.eye(2)),
+    ):
+        write_items()
+        with pytest.raises(ValueError, match=r"items.npy: expected (an array of numbers|one array)"):  # fmt: skip
+            PreferenceData.read(path, annotator="who", chosen="won", rejected="lost", items=items)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_columns_of_one_name(tmp_path, name):
+    path = tmp_path / name
+    frame = pd.DataFrame([["ann", 1.0, 2.0, 3]], columns=["who", "x", "x", "y"])
+    if name == "a.csv":
+        frame.to_csv(path, index=False)
+    else:
+        pa.parquet.write_table(pa.Table.from_arrays([pa.array(["ann"]), *[pa.array([1.0])] * 3], names=list(frame)), path)  # fmt: skip
+    with pytest.raises(ValueError, match=f"{name}: expected every column once, got 2 named 'x'"):
+        PreferenceData.read(path, annotator="who", features=["x", "y"])
+    assert PreferenceData.read(path, annotator="who", features=["y"]).n_features == 1
+    votes = write(FLAT, tmp_path / "votes.csv")
+    with pytest.raises(ValueError, match=f"{name}: expected every column once, got 2 named 'x'"):
+        PreferenceData.read(votes, annotator="who", chosen="won", rejected="lost", items=path)
+
+
+def test_a_csv_in_another_encoding(tmp_path):
+    path = tmp_path / "a.csv"
+    FLAT.replace("ann", "änn").to_csv(path, index=False, encoding="latin-1")
+    sides = {"chosen": ["price"], "rejected": ["speed"]}
+    with pytest.raises(ValueError, match=r"a\.csv: expected text in UTF-8, got other bytes in column 'who'"):  # fmt: skip
+        PreferenceData.read(path, annotator="who", **sides)
+    assert PreferenceData.read(path, annotator="task", **sides).n_rows == 4
+    FLAT.rename(columns={"who": "wär"}).to_csv(path, index=False, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"a\.csv: expected names of columns in UTF-8"):
+        PreferenceData.read(path, annotator="wär", **sides)
 
 
 def test_an_empty_archive(tmp_path):

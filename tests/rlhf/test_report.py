@@ -91,13 +91,21 @@ def test_escape(text):
     assert not set(escaped) & set("<>\"'\x00\x1b\u202e")
 
 
+@pytest.mark.parametrize("unseen", "\u200b\ufeff\xad\u2028\u2029\U000e0041\u202e\u2066\u061c")
+def test_what_cannot_be_seen_is_shown(unseen):
+    assert html.escape(f"a{unseen}b") == f"a[U+{ord(unseen):04X}]b"
+    assert html.escape("naïve – 中文 👍") == "naïve – 中文 👍"
+
+
 def test_bad_input(folder, capsys):
     mixture, votes = str(folder / "m.safetensors"), str(folder / "votes.csv")
     columns = ["--annotator", "judge", "--chosen", "winner", "--rejected", "loser", "--items", str(folder / "items.csv")]  # fmt: skip
     write_csv(folder / "few.csv", ["id", "text"], [("i0", "one")])
+    write_csv(folder / "index.csv", ["", "id", "text"], [(i, f"i{i}", "one") for i in range(12)])
     (folder / "broken.json").write_text("{")
     for extra, said in (
         (["--texts", str(folder / "few.csv")], "no row for item"),
+        (["--texts", str(folder / "index.csv")], "looks like a saved row index"),
         (["--selection", str(folder / "broken.json")], "expected JSON"),
     ):
         capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from maxmin_rlhf import (
 from maxmin_rlhf.data import row_files
 from maxmin_rlhf.data.controls import Place, redraw_choices, swap_judgments
 from maxmin_rlhf.data.feature_store import key_of
+from maxmin_rlhf.data.preference_writer import ShardWriter
 from maxmin_rlhf.data.splits import held_out_masks
 from maxmin_rlhf.data.store_writer import StoreWriter
 from maxmin_rlhf.mixture.bank import Bank
@@ -450,6 +452,13 @@ def narrower(folder, data):
 def again(folder, data):
     PreferenceStore.append(folder, data)
     PreferenceStore.append(folder, data)
+
+
+def unchecked(folder, data):
+    with ShardWriter(folder, {}, 5, "float64") as writer:
+        writer._check_annotators = lambda annotators: None
+        writer.add(data)
+        writer.add(data.select_annotators(np.arange(2)))
     PreferenceStore(folder)
 
 
@@ -516,7 +525,8 @@ def backwards(folder, data):
         (items, ValueError, "data: expected rows of differences .* got a table of items"),
         (ids, TypeError, r"annotators: expected strings or whole numbers, got tuple \(\(0,\)\)"),
         (narrower, ValueError, "n_features: 5 in the store, 2 now"),
-        (again, ValueError, "expected every annotator in one place, got .* in several"),
+        (again, ValueError, "annotators: expected new ones, got 0, who is in .*store already"),
+        (unchecked, ValueError, "expected every annotator in one place, got 0 in several"),
         (
             nothing,
             FileNotFoundError,
@@ -547,6 +557,49 @@ def test_an_annotator_added_in_parts_is_one(tmp_path):
     store = PreferenceStore(tmp_path)
     assert store.annotators_.tolist() == [0, 1, 2] and store.load().indptr.tolist() == [0, 20, 40, 50]  # fmt: skip
     assert torch.equal(store.load().features, data.features[:50])
+
+
+def those(data, rows, who):
+    return PreferenceData.from_arrays(data.features[: len(who)][rows], np.array(who)[rows])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_nobody_is_added_twice(tmp_path, elsewhere):
+    data, who = planted(0, 2, n_annotators=3).data, [f"a{i // 10}" for i in range(50)]
+    store, other = tmp_path / "store", tmp_path / "other"
+    parts = [those(data, slice(0, 25), who), those(data, slice(25, 30), who), those(data, slice(30, 50), who)]  # fmt: skip
+
+    strangers = itertools.count()
+
+    def refused(added, says):
+        if elsewhere:  # what this process knows is of another store
+            PreferenceStore.append(other, PreferenceData.from_arrays(data.features[:1], [next(strangers)]))  # fmt: skip
+        files = {path: path.read_bytes() for path in store.iterdir()}
+        with pytest.raises(ValueError, match=says):
+            PreferenceStore.append(store, added)
+        assert files == {path: path.read_bytes() for path in store.iterdir()}
+
+    for n, added in enumerate(parts):
+        PreferenceStore.append(store, added)
+        # The loop is run again, or from somewhere in its middle.
+        refused(parts[0], "annotators: expected new ones, got 'a0'")
+        if n == 1:  # the last annotator may go on, but not with the same
+            refused(parts[1], "got those of shard-00001.safetensors again")
+        if n == 2:
+            refused(parts[1], "annotators: expected new ones, got 'a2'")
+    # The last one goes on after a new one: he would be in two places.
+    mixed = PreferenceData.from_arrays(data.features[:2], ["new", "a4"])
+    refused(mixed, "annotators: expected new ones, got 'a4'")
+    assert PreferenceStore(store).load().indptr.tolist() == [0, 10, 20, 30, 40, 50]
+
+
+def test_a_store_made_anew_knows_nobody(tmp_path):
+    data = planted(0, 2, n_annotators=3).data
+    PreferenceStore.append(tmp_path / "store", data)
+    (tmp_path / "store").rename(tmp_path / "old")
+    PreferenceStore.append(tmp_path / "store", data)
+    with pytest.raises(ValueError, match="annotators: expected new ones"):
+        PreferenceStore.append(tmp_path / "old", data)
 
 
 def test_what_a_fit_reads(tmp_path, monkeypatch):

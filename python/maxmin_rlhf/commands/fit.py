@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from maxmin_rlhf.commands import _input, _output
 from maxmin_rlhf.data import PreferenceData, PreferenceStore
 from maxmin_rlhf.mixture import PreferenceMixture, fit_sweep, select_groups
+from maxmin_rlhf.mixture.checkpoint import Kept
 
 
 def run(args: argparse.Namespace) -> None:
@@ -16,12 +18,15 @@ def run(args: argparse.Namespace) -> None:
     several = len(args.groups) > 1
     if several and args.no_select and "{groups}" not in args.output:
         raise ValueError("--output: expected '{groups}' in the name, there are several mixtures to save")  # fmt: skip
+    if args.restarts is not None and args.restarts < 1:
+        raise ValueError(f"--restarts: expected at least 1, got {args.restarts}")
+    _check_places(args)
     data = _input.preferences_to_fit(args)
     compute = {
         "backend": args.backend,
         "device": args.device,
         "dtype": args.dtype,
-        "checkpoint": args.checkpoint,
+        "checkpoint": None if args.checkpoint is None else Kept(args.checkpoint),
         "random_state": args.seed,
         "verbose": int(args.verbose),
     }
@@ -50,11 +55,14 @@ def run(args: argparse.Namespace) -> None:
         mixtures = list(sweep.values())
     facts["mixtures"] = [_describe(mixture, data) for mixture in mixtures]
     for mixture, fact in zip(mixtures, facts["mixtures"], strict=True):
-        fact["file"] = args.output.replace("{groups}", str(mixture.n_groups))
+        fact["file"] = _file(args, mixture.n_groups)
         mixture.save(fact["file"])
         _input.keep_ids(fact["file"], data, args)
         _input.keep_encoder(fact["file"], args)
         _output.keep_json(_input.selection_path(fact["file"]), {k: facts[k] for k in ("best", "reason", "split", "results")} if "results" in facts else None)  # fmt: skip
+    # Not before everything that came of it is on disk.
+    if args.checkpoint is not None and os.path.exists(args.checkpoint):
+        os.unlink(args.checkpoint)
     if args.json:
         _output.print_json(facts)
     else:
@@ -63,6 +71,22 @@ def run(args: argparse.Namespace) -> None:
         for fact in facts["mixtures"]:
             shares = ", ".join(f"{share:.1%}" for share in fact["shares"])
             print(f"wrote {fact['file']}: groups of {shares}")
+
+
+def _file(args: argparse.Namespace, n_groups: int) -> str:
+    return str(args.output.replace("{groups}", str(n_groups)))
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """A fit may take hours: whether its files can be written is known before."""
+    selects = len(args.groups) > 1 and not args.no_select  # among one group, too
+    outputs = {_file(args, k) for k in ({1, *args.groups} if selects else args.groups)}
+    for path in sorted(outputs):
+        _output.check_place("--output", path)
+    if args.checkpoint is not None:
+        _output.check_place("--checkpoint", args.checkpoint)
+        if os.path.realpath(args.checkpoint) in map(os.path.realpath, outputs):
+            raise ValueError("--checkpoint: expected another file than --output, it is removed at the end")  # fmt: skip
 
 
 def _describe(mixture: PreferenceMixture, data: PreferenceData | PreferenceStore) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def _rewards(args: argparse.Namespace) -> tuple[Array, Array | None, tuple[Any, 
     if args.rewards_file.lower().endswith(".npy"):
         if args.rewards or args.prompt:
             raise ValueError("--rewards, --prompt: expected a table beside them, got a .npy")
-        rewards = np.load(args.rewards_file, allow_pickle=False)
+        from maxmin_rlhf.data.reader import load_array
+
+        rewards: Any = load_array(args.rewards_file)
         if rewards.ndim != 3:
             raise ValueError(f"{args.rewards_file}: expected shape (prompts, samples, groups), got {rewards.shape}")  # fmt: skip
         at = tuple(axis.ravel() for axis in np.indices(rewards.shape[:2]))
@@ -114,7 +116,9 @@ def _table(args: argparse.Namespace) -> tuple[Array, None, tuple[Any, dict[str, 
     table = Table(args.rewards_file, {"--rewards": args.rewards or [], "--prompt": args.prompt} if args.rewards else {})  # fmt: skip
     if args.prompt is not None and args.prompt not in table.columns:
         raise ValueError(f"--prompt: no column {args.prompt!r} in {args.rewards_file}; it has {', '.join(table.columns)}")  # fmt: skip
-    names = args.rewards or [name for name in table.columns if name != args.prompt]
+    names = args.rewards or [
+        name for name in table.columns if name not in (args.prompt, *table.row_index)
+    ]
     values = table.numbers(names).astype(np.float64)
     prompt = np.zeros(len(values), np.int64) if args.prompt is None else table.ids(args.prompt)
     code, _ = factorize("--prompt", prompt)

@@ -16,7 +16,27 @@ from torch import Tensor
 Int = NDArray[np.int64]
 
 _STORAGE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LONGEST_ID = 64  # characters; a NumPy array takes four bytes for each of the longest string, times all of them
 _CHECKED_AT_ONCE = 1 << 24  # elements; bounds the memory of the finiteness check
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """A device by itself or by name, that is there.
+
+    Raises:
+        ValueError: no such device, or not on this machine.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that is here, like 'cpu' or 'cuda', got {str(device)!r} ({said})"
+        ) from None
+    return found
 
 
 def factorize(name: str, ids: Any, n_rows: int | None = None) -> tuple[Int, NDArray[Any]]:
@@ -71,8 +91,15 @@ def _is_missing(key: Hashable) -> bool:
 def _as_ids(keys: list[Any], dtype: object) -> NDArray[Any]:
     if isinstance(dtype, np.dtype) and dtype.kind != "O":
         return np.array(keys, dtype=dtype)
+    return id_array(keys)
+
+
+def id_array(keys: list[Any]) -> NDArray[Any]:
+    """(N,) ids, each as it was: objects where NumPy would round numbers, cut strings, or pad them all to the longest."""
     kinds = {type(key) for key in keys}
-    if kinds <= {str} or kinds <= {int}:
+    if kinds <= {int} and all(-(2**63) <= key < 2**63 for key in keys):
+        return np.array(keys, dtype=np.int64)
+    if kinds <= {str} and all(len(key) <= _LONGEST_ID and key[-1:] != "\0" for key in keys):
         return np.array(keys)
     out = np.empty(len(keys), dtype=object)  # not np.array, which would unpack tuples
     for i, key in enumerate(keys):

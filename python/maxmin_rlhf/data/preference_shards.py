@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maxmin_rlhf.data._arrays import Int, pointer
+from maxmin_rlhf.data._arrays import Int, factorize, id_array, pointer
 from maxmin_rlhf.data.feature_store import DTYPES, check_size, read_index
 from maxmin_rlhf.data.preferences import PreferenceData
 from maxmin_rlhf.data.row_files import RowFiles, tensor_offset
@@ -80,15 +81,17 @@ def open_shards(path: Path) -> Source:
         if ids.size:
             every_count.append(counts)
             every_id.append(ids)
+    if len({ids.dtype.kind for ids in every_id}) > 1:  # numbers would become strings
+        every_id = [ids.astype(object) for ids in every_id]
     annotators = np.concatenate(every_id)
-    ordered = annotators
-    if not (ordered[1:] > ordered[:-1]).all():
-        ordered = np.sort(annotators)
-    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    ascending = annotators.dtype != object and (annotators[1:] > annotators[:-1]).all()
+    codes = np.arange(annotators.size) if ascending else factorize("annotators", annotators)[0]
+    twice = np.flatnonzero(np.bincount(codes) > 1)
     if twice.size:
+        who = annotators[codes == twice[0]].tolist()[0]
         raise ValueError(
-            f"{path}: expected every annotator in one place, got {ordered[twice[0]]!r} in several: append all "
-            "comparisons of an annotator at once, or one part after the other"
+            f"{path}: expected every annotator in one place, got {who!r} in several: append all comparisons of an annotator "
+            "at once, or one part after the other"
         )
     return Source(
         rows=RowFiles(parts, index["n_features"], STORED[index["dtype"]]),
@@ -100,12 +103,23 @@ def open_shards(path: Path) -> Source:
     )
 
 
-def _small_tensors(file: Path) -> dict[str, Tensor]:
+def annotators_of(file: Path) -> NDArray[Any]:
+    """The ids in one shard.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    return _as_ids(_small_tensors(file, ["annotators"])["annotators"])
+
+
+def _small_tensors(file: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Those of some names; None: all but the features."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {n: tensors.get_tensor(n) for n in tensors.keys() if n != "features"}  # noqa: SIM118
+            names = names or [n for n in tensors.keys() if n != "features"]  # noqa: SIM118
+            return {n: tensors.get_tensor(n) for n in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: expected a shard of a preference store ({error})") from None
 
@@ -127,7 +141,7 @@ def _joined(small: list[dict[str, Tensor]], name: str) -> Any:
 
 def _as_ids(kept: Tensor) -> NDArray[Any]:
     array = kept.numpy()
-    return array if array.dtype == np.int64 else np.array(json.loads(array.tobytes()))
+    return array if array.dtype == np.int64 else id_array(json.loads(array.tobytes()))
 
 
 def sums(keep: NDArray[np.bool_], indptr: Int) -> Int:

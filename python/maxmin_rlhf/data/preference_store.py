@@ -61,16 +61,20 @@ class PreferenceStore:
     def append(path: str | PathLike[str], data: PreferenceData) -> None:
         """Add the annotators of ``data`` to a store, made if it is not there. What is added is there whole, or not at all.
 
-        An annotator with more comparisons than memory holds may be added in parts, one right after the other.
+        An annotator with more comparisons than memory holds may be added in parts, one right after the other. Nothing is added
+        twice: a loop of appends that was interrupted says at its first part that it is there.
 
         Args:
             data: in the rows form; its annotators are named by strings or whole numbers.
 
         Raises:
-            ValueError: a table of items, other features than the store has, a foreign folder. TypeError: other ids.
+            ValueError: a table of items, other features than the store has, a foreign folder, an annotator or a part that is
+                there already. TypeError: other ids, no `PreferenceData`.
         """
         from maxmin_rlhf.data.preference_writer import ShardWriter
 
+        if not isinstance(data, PreferenceData):
+            raise TypeError(f"data: expected PreferenceData, got {type(data).__name__}")
         if data.is_indexed:
             raise ValueError(
                 "data: expected rows of differences (from_arrays, from_pairs), got a table of items, which is in memory"

@@ -149,6 +149,12 @@ class PreferenceData:
         if item_ids is not None:
             codes, distinct = factorize("item_ids", item_ids, n_items)
             ids = distinct[codes]
+            same = np.flatnonzero(codes[won] == codes[lost])  # rows may share an id
+            if same.size:
+                raise ValueError(
+                    f"rejected: expected another item than the chosen one, got the id {ids.tolist()[won[same[0]]]!r} twice "
+                    f"in row {same[0]}"
+                )
         data = cls._build(table, annotator, comparison, weight, won, lost, ids)
         data._check_sets()
         return data

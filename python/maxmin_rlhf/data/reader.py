@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_ONE_HOT = 10_000
 _MOST_FLOAT64 = 1_024
+# What pandas calls a row index without a name, in its csv files and when it reads them back.
+_ROW_INDEX = re.compile(r"|Unnamed: \d+")
+_PARQUET_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def read_preferences(
@@ -73,7 +77,7 @@ def _index(
     codes, judged = factorize("chosen, rejected", [*chosen.tolist(), *rejected.tolist()])
     features, ids = _item_table(items)
     if ids is None and features is not None:  # row numbers are ids
-        if not all(isinstance(key, int) for key in judged.tolist()):
+        if judged.dtype.kind not in "iu":
             raise ValueError(
                 "items: row numbers are its ids, expected integers in chosen, rejected"
             )
@@ -91,8 +95,6 @@ def _index(
             ids = judged
         features = np.eye(ids.size, dtype=np.float64 if ids.size <= _MOST_FLOAT64 else np.float32)
     row_of = {key: row for row, key in enumerate(ids.tolist())}
-    if len(row_of) < ids.size:
-        raise ValueError("items: expected every id once")
     position = np.array([row_of.get(key, -1) for key in judged.tolist()], dtype=np.int64)
     rows = position[codes]
     unknown = np.flatnonzero(rows < 0)
@@ -111,15 +113,37 @@ def _item_table(items: Any) -> tuple[Any, NDArray[Any] | None]:
         return None, None
     if isinstance(items, str | os.PathLike):
         if os.fspath(items).endswith(".npy"):
-            return np.load(items, allow_pickle=False), None
+            return load_array(items), None
         table = Table(items, {})
         names = table.columns
-        return table.numbers(names[1:]), table.ids(names[0])
+        return table.numbers(names[1:]), _distinct(table.ids(names[0]))
     if isinstance(items, tuple) and len(items) == 3 and isinstance(items[0], str | os.PathLike):
         path, id_column, columns = items
         table = Table(path, {"items": [id_column, *_names(columns)]})
-        return table.numbers(_names(columns)), table.ids(id_column)
+        return table.numbers(_names(columns)), _distinct(table.ids(id_column))
     return as_features("items", items), None
+
+
+def load_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array in a ``.npy`` file. No pickle."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)}: expected an array of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{os.fspath(path)}: expected one array, got an archive of several")
+    return array
+
+
+def _distinct(ids: NDArray[Any]) -> NDArray[Any]:
+    """The ids of a table of items, each of which has one row."""
+    first: dict[Any, int] = {}
+    for row, key in enumerate(ids.tolist()):
+        if first.setdefault(key, row) != row:
+            raise ValueError(
+                f"items: expected every id once, got {key!r} in rows {first[key]} and {row}"
+            )
+    return ids
 
 
 class Table:
@@ -131,7 +155,10 @@ class Table:
         roles: dict[str, Any],
         optional: Sequence[str] = (),
     ) -> None:
-        """``roles``: the columns wanted of each argument; none at all: every column is read. ``optional``: if there."""
+        """``roles``: the columns wanted of each argument; none at all: every column is read. ``optional``: if there.
+
+        Where every column is read, ``row_index`` names those that pandas wrote as its index, which come first.
+        """
         self.path = os.fspath(path)
         wanted = [(role, name) for role, names in roles.items() for name in _names(names)]
         if os.path.getsize(self.path) == 0:
@@ -144,12 +171,50 @@ class Table:
                 raise ValueError(
                     f"{role}: no column {name!r} in {self.path}; it has {', '.join(self.columns)}"
                 )
+        self._check_names({*optional, *(name for _, name in wanted)} or None)
+        self.row_index: list[str] = []
+        if not wanted:
+            self._sort_out_index()
         if self._table.num_rows == 0:
             raise ValueError(f"{self.path}: empty file: no rows")
 
+    def _check_names(self, read: set[str] | None) -> None:
+        """The columns that are read, None for all, are there once, and are not bytes that a csv was found to have."""
+        import pyarrow as pa
+
+        for field in self._table.schema:
+            if read is not None and field.name not in read:
+                continue
+            times = self.columns.count(field.name)
+            if times > 1 and not _ROW_INDEX.fullmatch(field.name):
+                raise ValueError(
+                    f"{self.path}: expected every column once, got {times} named {field.name!r}"
+                )
+            if pa.types.is_binary(field.type) and _is_csv(self.path):
+                raise ValueError(
+                    f"{self.path}: expected text in UTF-8, got other bytes in column {field.name!r}"
+                )
+
+    def _sort_out_index(self) -> None:
+        """Numbers of rows are nobody's features."""
+        for at, name in enumerate(self.columns):
+            if _ROW_INDEX.fullmatch(name):
+                raise ValueError(
+                    f"{self.path}: expected names of columns, got {name!r} of column {at}, which looks like a saved row "
+                    "index: write the file with index=False, or name the columns"
+                )
+        said = (self._table.schema.pandas_metadata or {}).get("index_columns", [])
+        index = [n for n in said if isinstance(n, str) and n in self.columns]
+        self.row_index = [name for name in index if not _PARQUET_INDEX.fullmatch(name)]
+        others = [name for name in self.columns if name not in index]
+        self._table = self._table.select([*self.row_index, *others])
+
     @property
     def columns(self) -> list[str]:
-        return list(self._table.column_names)
+        try:
+            return list(self._table.column_names)
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path}: expected names of columns in UTF-8") from None
 
     def holds_ids(self, columns: str | Sequence[str]) -> bool:
         """Whether this is the name of one column of strings or integers."""
@@ -239,6 +304,10 @@ class Table:
         return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
 
 
+def _is_csv(path: str) -> bool:
+    return path.lower().removesuffix(".gz").endswith(".csv")
+
+
 def _is_string(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
@@ -257,7 +326,6 @@ def _load(path: str, columns: list[str], optional: Sequence[str] = ()) -> pa.Tab
         raise ImportError(
             "reading files needs pyarrow: pip install 'maxmin-kernels[data]'"
         ) from error
-    name = path.lower().removesuffix(".gz")
     try:
         if path.lower().endswith((".parquet", ".pq")):
             with pa.parquet.ParquetFile(path) as file:
@@ -266,15 +334,19 @@ def _load(path: str, columns: list[str], optional: Sequence[str] = ()) -> pa.Tab
                     there = [name for name in optional if name in schema.names]
                     return file.read(columns=[*columns, *there] or None)
                 return schema.empty_table()  # enough to say what is missing
-        if name.endswith((".jsonl", ".ndjson")):
+        if path.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
             # A row may hold a long text or many numbers: it must fit a block.
             options = pa.json.ReadOptions(block_size=1 << 24)
             return pa.json.read_json(path, read_options=options)
-        if name.endswith(".csv"):
+        if _is_csv(path):
             # An empty cell is a missing value, of strings too. "NA" may be somebody's name.
             convert = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
             return pa.csv.read_csv(path, convert_options=convert)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the system's, not a damaged archive
+            raise
         raise ValueError(f"{path}: {error}") from None
     raise ValueError(
         f"{path}: unsupported file type, expected .parquet, .jsonl or .csv (the last two also with .gz)"

@@ -78,8 +78,14 @@ class StoreWriter:
         shards = self._index()["shards"]
         data = save(dict(tensors))
         name = f"shard-{len(shards):05d}.safetensors"
-        self._write(name, data)
         check = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for shard in shards:
+            if shard["sha256"] == check["sha256"]:
+                raise ValueError(
+                    f"{self.path}: expected rows that are not there yet, got those of {shard['file']} again: go on after "
+                    "the last part that was added"
+                )
+        self._write(name, data)
         self._write_index([*shards, {"file": name, **facts, **check}])
 
     def _index(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from maxmin_rlhf.data import PreferenceData, PreferenceStore
+from maxmin_rlhf.data._arrays import as_device
 
 Preferences = PreferenceData | PreferenceStore
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +57,12 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def check_preferences(data: Any) -> None:
+    """Rows of numbers do not say whose they are."""
+    if not isinstance(data, Preferences):
+        raise TypeError(f"data: expected PreferenceData or a PreferenceStore, got {type(data).__name__}")  # fmt: skip
+
+
 def fresh_seed() -> int:
     """From the system's entropy."""
     return int(np.random.SeedSequence().generate_state(1)[0])
@@ -65,7 +72,8 @@ def place(
     data: Preferences, device: str | torch.device | None, dtype: torch.dtype | None
 ) -> Preferences:
     """``data`` on a device, with features in ``dtype``; itself where nothing changes."""
-    target = torch.device(device) if device is not None else data.device
+    check_preferences(data)
+    target = as_device(device) or data.device
     if isinstance(data, PreferenceStore):
         return data.to(target, dtype)
     features = data.features.to(target, dtype or data.features.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -21,6 +21,22 @@ from maxmin_rlhf.mixture.solver import State
 FORMAT = 1
 
 
+class Kept(os.PathLike[str]):
+    """The path of a checkpoint that a fit leaves where it is: who gave it removes it, once the result is safe."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = os.fspath(path)
+
+    def __fspath__(self) -> str:
+        return self._path
+
+
+def discard(path: str | PathLike[str]) -> None:
+    """Remove a checkpoint that has served, unless it is `Kept`."""
+    if not isinstance(path, Kept) and os.path.exists(path):
+        os.unlink(path)
+
+
 def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
     """Replace ``path`` in one step; who reads it sees the old file or the new one, never a part."""
     from safetensors.torch import save_file
@@ -28,10 +44,14 @@ def write(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], f
     path = os.fspath(path)
     header = {"maxmin": json.dumps({"format": FORMAT, "kind": kind, "facts": facts})}
     folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    # Files of tempfile, and those of some releases of safetensors, nobody else may read: the mode shall be as of others.
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode & 0o777
     os.close(handle)
     try:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, header)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from dataclasses import replace
 from os import PathLike
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import maxmin_kernels as mk
+from maxmin_rlhf.data._arrays import as_device
 from maxmin_rlhf.mixture import checkpoint as files
 from maxmin_rlhf.mixture.arguments import (
     Preferences,
     as_dtype,
     check_count,
     check_number,
+    check_preferences,
     check_seed,
     fresh_seed,
     place,
@@ -232,6 +233,7 @@ class PreferenceMixture:
         return Bank.of([heads], [log_weights], torch.zeros(1), self.n_groups)
 
     def _placed(self, data: Preferences) -> Preferences:
+        check_preferences(data)
         if data.n_features != self.heads_.shape[1]:
             raise ValueError(
                 f"data: expected {self.heads_.shape[1]} features as fitted, got {data.n_features}"
@@ -263,7 +265,7 @@ class PreferenceMixture:
             )
         if not hidden.dtype.is_floating_point:
             hidden = hidden.double()
-        hidden = hidden.to(self.device or hidden.device)
+        hidden = hidden.to(as_device(self.device) or hidden.device)
         with mk.backend(self.backend):
             heads = torch.from_numpy(self.heads_).to(hidden.device)
             if hidden.dtype != torch.float64:
@@ -415,8 +417,8 @@ def fit_problems(
         for i, mixture in enumerate(mixtures):
             mixture._adopt(objective, take(best, torch.tensor([i])), data.annotators_)
             mixture._endless = mixture._find_endless(objective)
-    if checkpoint is not None and ranks.first and os.path.exists(checkpoint):
-        os.unlink(checkpoint)
+    if checkpoint is not None and ranks.first:
+        files.discard(checkpoint)
 
 
 def _counts(objective: Objective) -> list[int]:

@@ -202,5 +202,5 @@ class Notes:
     def close(self) -> None:
         if self.drawn:
             print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
-        if self.first and self.path is not None and os.path.exists(self.path):
-            os.unlink(self.path)
+        if self.first and self.path is not None:
+            files.discard(self.path)

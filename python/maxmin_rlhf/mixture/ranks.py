@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from maxmin_rlhf.data import PreferenceData, PreferenceStore
+from maxmin_rlhf.data._arrays import as_device
+from maxmin_rlhf.mixture.arguments import check_preferences
 
 _CPU = torch.device("cpu")
 
@@ -46,7 +48,8 @@ class Ranks:
         Raises:
             TypeError, ValueError: no process group; other features than another process has.
         """
-        where = data.device if device is None else torch.device(device)
+        check_preferences(data)
+        where = as_device(device) or data.device
         if group is None:
             return cls(None, data.n_annotators, data.n_comparisons, device=where)
         mine = torch.tensor(

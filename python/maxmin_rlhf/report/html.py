@@ -6,8 +6,8 @@ import html
 import unicodedata
 from collections.abc import Sequence
 
-# Characters that turn the direction of the text around them: shown, not obeyed.
-_TURNS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+# What formats text (and may turn its direction) or breaks lines, unseen: shown, not obeyed.
+_UNSEEN = ("Cf", "Zl", "Zp")
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --muted: #5c6773; --line: #d5dae0; --paper: #fff; --soft: #f4f6f8;
@@ -52,7 +52,7 @@ def escape(text: object) -> str:
 
 
 def _visible(c: str) -> str:
-    if ord(c) in _TURNS:
+    if unicodedata.category(c) in _UNSEEN:
         return f"[U+{ord(c):04X}]"
     if c in "\n\t":
         return " "
