@@ -57,10 +57,9 @@ def calibrate(rewards: Rewards, method: str | None = "center", reference: Any = 
             f"reference: expected shape ({r.shape[0]}, R, {r.shape[2]}), got {tuple(ref.shape)}"
         )
     if reference is not None:
-        missing = ref.isnan().all(1) & ~r.isnan().all(1)
+        missing = ref.isnan().all(1).all(0) & ~r.isnan().all(1).all(0)
         if bool(missing.any()):
-            p, k = missing.nonzero()[0].tolist()
-            raise ValueError(f"reference: expected a number of group {k} at prompt {p}, got none")
+            raise ValueError(f"reference: expected numbers of group {int(missing.nonzero()[0])}, got none")  # fmt: skip
     if method == "win_rate":
         out = _win_rate(r, ref)
     elif method is None:
