@@ -195,13 +195,3 @@ def test_no_prompts(method: str) -> None:
 def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         calibrate(*arguments)
-
-
-def test_a_reference_that_says_nothing_of_a_group_is_refused():
-    rewards = np.random.default_rng(0).standard_normal((2, 3, 2))
-    reference = rewards.copy()
-    reference[1, :, 0] = np.nan  # at one prompt: nothing is said there
-    assert np.isnan(calibrate(rewards, "scale", reference)[1, :, 0]).all()
-    reference[:, :, 0] = np.nan
-    with pytest.raises(ValueError, match="reference: expected numbers of group 0, got none"):
-        calibrate(rewards, "scale", reference)

@@ -56,10 +56,6 @@ def calibrate(rewards: Rewards, method: str | None = "center", reference: Any = 
         raise ValueError(
             f"reference: expected shape ({r.shape[0]}, R, {r.shape[2]}), got {tuple(ref.shape)}"
         )
-    if reference is not None:
-        missing = ref.isnan().all(1).all(0) & ~r.isnan().all(1).all(0)
-        if bool(missing.any()):
-            raise ValueError(f"reference: expected numbers of group {int(missing.nonzero()[0])}, got none")  # fmt: skip
     if method == "win_rate":
         out = _win_rate(r, ref)
     elif method is None:
