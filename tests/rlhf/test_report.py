@@ -187,3 +187,10 @@ def test_too_few_resamples_for_an_interval_are_refused(folder, capsys):
         argv = ["report", str(folder / "m.safetensors"), str(folder / "votes.csv"), *columns]
         assert main([*argv, "--refits", refits, "--out", str(folder / "few")]) == 2
         assert f"refits: expected at least 20, got {refits}" in capsys.readouterr().err
+
+
+def test_letters_and_pictures_stay_joined():
+    for text in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb"):
+        assert html.escape(text) == text
+    assert html.escape("a\u200d") == "a[U+200D]" and html.escape("a\u200db") == "a[U+200D]b"
+    assert html.escape("\U0001f469\u200d\u200d\U0001f4bb").count("[U+200D]") == 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 
 # What formats text (and may turn its direction) or breaks lines, unseen: shown, not obeyed.
 _UNSEEN = ("Cf", "Zl", "Zp")
+# But for what joins or parts the letters of Persian and Indic words, and makes one picture of several.
+_JOINED = re.compile("(?<=[^\0-\x7f\u200b-\u200f])[\u200c\u200d](?=[^\0-\x7f\u200b-\u200f])")
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --muted: #5c6773; --line: #d5dae0; --paper: #fff; --soft: #f4f6f8;
@@ -48,7 +51,10 @@ tr.mine td { background: var(--soft); font-weight: 600; } tr.mine td small { fon
 
 def escape(text: object) -> str:
     """Text that is no markup in an element or a quoted attribute; what cannot be seen, or turns the text, is shown."""
-    return html.escape("".join(_visible(c) for c in str(text)), quote=True)
+    words = str(text)
+    kept = {found.start() for found in _JOINED.finditer(words)}
+    shown = (c if i in kept else _visible(c) for i, c in enumerate(words))
+    return html.escape("".join(shown), quote=True)
 
 
 def _visible(c: str) -> str:
