@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -153,6 +154,24 @@ def test_study_finds_the_two_kinds(metrics):
     # A group's worth is its coefficient over that of a lower price: here of time-of-day rates 20 / 2 and 5 / 1.
     rates = sorted(-g["worth"]["time-of-day"]["value"] for g in metrics["groups"])
     assert rates == pytest.approx([5, 10], abs=0.7)
+
+
+def test_the_checkpoint_stays_until_the_report_is_there(tmp_path, monkeypatch, capsys):
+    small = functools.partial(study, n_groups=(1, 2), n_init=2, l2=0.01, n_refits=20)
+    monkeypatch.setattr("maxmin_rlhf.demo.study.study", small)
+    monkeypatch.setattr(panel, "read_panel", lambda _: households())
+    kept = tmp_path / "kept"
+    argv = ["demo", "--panel", "any", "--checkpoint", str(kept), "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(report, "write", full)
+        assert main(argv) == 1
+    assert kept.exists()
+    assert main(argv) == 0
+    assert not kept.exists() and (tmp_path / "out" / "report.md").exists()
 
 
 def test_study_repeats(metrics):

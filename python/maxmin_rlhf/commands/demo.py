@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from maxmin_rlhf import demo
 from maxmin_rlhf.commands import _output
+from maxmin_rlhf.mixture.checkpoint import Kept
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,9 +23,12 @@ def run(args: argparse.Namespace) -> None:
 def _electricity(args: argparse.Namespace) -> None:
     from maxmin_rlhf.demo.report import sentences
 
-    metrics = demo.run(
-        args.out, archive=args.panel, seed=args.seed, checkpoint=args.checkpoint, say=_say
-    )
+    if args.checkpoint is not None:
+        _output.check_place("--checkpoint", args.checkpoint)
+    kept = None if args.checkpoint is None else Kept(args.checkpoint)
+    metrics = demo.run(args.out, archive=args.panel, seed=args.seed, checkpoint=kept, say=_say)
+    if kept is not None and os.path.exists(kept):
+        os.unlink(kept)
     _tell(args, metrics, "report.md, two figures and metrics.json", sentences(metrics))
 
 
