@@ -132,9 +132,11 @@ def test_one_pass_for_all_groups() -> None:
 
 def test_nothing_is_remembered_over_a_change() -> None:
     ours, prompts, completions = bank(), list(PROMPTS[:3]), list(TEXTS[:3])
-    before = ours(prompts, completions).clone()
+    before = ours(prompts, completions)
+    ours(prompts, completions).zero_()
+    assert torch.equal(ours(prompts, completions), before)
     completions[0] = TEXTS[3]
-    other = ours(prompts, completions).clone()
+    other = ours(prompts, completions)
     assert not torch.equal(other[0], before[0])
     torch.testing.assert_close(other[1:], before[1:])
     with torch.no_grad():  # as an optimiser's step does it

@@ -71,6 +71,7 @@ def _cosines(products: Array) -> Array:
 
 
 def section(facts: Mapping[str, Any]) -> list[str]:
+    """Of the page; nothing with one group."""
     heads, groups = facts["heads"], facts["groups"]
     names = [g["name"] for g in groups]
     if len(names) == 1:
@@ -82,9 +83,7 @@ def section(facts: Mapping[str, Any]) -> list[str]:
             *(
                 "–"
                 if k == j
-                else interval(
-                    {key: heads[kept][k][j] for key, kept in _COSINES.items()},
-                )
+                else interval({key: heads[kept][k][j] for key, kept in _COSINES.items()})
                 for j in range(len(names))
             ),
         ]

@@ -32,7 +32,7 @@ class RewardBank:
     Attributes:
         names: of the groups. n_groups: K.
         reward_functions: K functions for TRL's ``reward_funcs``, named as the groups. However many are called with one
-            list of completions, the model runs once. That of a training step in between is seen: nothing is kept over it.
+            list of completions, the model runs once; after a training step, or for texts that changed, again.
         zeros: ``{prompt: (K,) list}`` of `calibrate`.
 
     Raises:
@@ -92,7 +92,7 @@ class RewardBank:
         asked = self._asked(prompts, completions)
         last = self._last  # looked up once: another thread may be at its own completions
         if last is not None and last[0] == asked:
-            return last[1]
+            return last[1].clone()
         if len(prompts) != len(completions):
             raise ValueError(
                 f"prompts: expected {len(completions)}, one a completion, got {len(prompts)}"
@@ -103,7 +103,7 @@ class RewardBank:
         zeros = torch.tensor([self.zeros.get(_key(p), everywhere) for p in prompts])
         rewards = (rewards - zeros.view(-1, self.n_groups)) / scales
         self._last = (asked, rewards)
-        return rewards
+        return rewards.clone()  # what the caller does to his is not remembered
 
     def _asked(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Any:
         """What rewards follow from: the texts as they are now, and how often each parameter was written to."""
