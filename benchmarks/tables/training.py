@@ -37,7 +37,7 @@ def rloo(name: str = "rloo_stories") -> str:
     ]
     front = sorted((float(r["run"].split()[1]), r) for r in runs if r["run"].startswith("fixed"))
     opposed = found["groups"][-1]
-    rows += [row(f"fixed: {b:.2f} on the group opposed ({opposed})", [r]) for b, r in front]
+    rows += [row(f"fixed, {b:.2f} on {opposed}", [r]) for b, r in front]
     ahead, best = found["summary"]["ahead_of"], found["best"]
     head = ["weights", "worst-off group's gain", "efficiency, by seed", "average gain", "KL", "perplexity", "distinct pairs of words"]  # fmt: skip
     seeds = found["summary"]["maxmin"]["seeds"]
