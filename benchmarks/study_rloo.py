@@ -2,7 +2,7 @@
 
 python -m benchmarks.study_rloo --model FOLDER [--seeds 3]      # FOLDER has stories260K.bin and tok512.bin
 python -m benchmarks.study_rloo --model SmolLM2-135M-Instruct.Q4_1.gguf --name rloo_smollm2 --methods maxmin population equal \
-    --front --seeds 1 --tokens 24 --generations 8 --steps 40 --fresh 128 --lora 16 --lr 3e-3 --eta 0.3
+    --seeds 1 --tokens 24 --generations 8 --steps 40 --fresh 256 --lora 16 --lr 8e-4 --eta 0.3
 
 Runs that are in the results already are not made again, so a study that was interrupted goes on; remove the file to start anew.
 """

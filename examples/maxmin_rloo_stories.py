@@ -217,6 +217,9 @@ def train(reference: Reference, weights: MaxMinWeights, seed: int) -> tuple[Any,
             weights=weights,
             peft_config=adapter,
         )
+        # Given a slice with gaps, PyTorch copies a frozen head's weights once a story.
+        head = trainer.model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         trainer.train()
     rows = [row for row in trainer.state.log_history if "maxmin/worst" in row]
     history = [[round(row[f"maxmin/weight/{name}"], 4) for name in GROUPS] for row in rows]
