@@ -27,7 +27,7 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p, li { max-width: 46rem; } .lead { font-size: 1.05rem; } .note, figcaption { color: var(--muted); font-size: .875rem; }
 .verdict { background: var(--soft); border-left: 4px solid var(--c0); padding: .6rem .9rem; margin: 1rem 0; }
 .verdict p { margin: .3rem 0; } .verdict.warn { border-color: var(--c1); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem 2rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem 2rem; } .figures > figure { flex: 1 1 21rem; } .figures > .scroll { flex: 1 1 auto; min-width: 0; }
 figure { margin: .5rem 0; max-width: 34rem; min-width: 0; } figcaption { margin-top: .25rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--ink); }
 svg text.muted { fill: var(--muted); } .grid { stroke: var(--line); stroke-width: .75; } .axis { stroke: var(--muted); }
