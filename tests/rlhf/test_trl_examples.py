@@ -92,3 +92,10 @@ def test_an_adapter_on_any_model(tmp_path: Path) -> None:
     found = stories.evaluate(reference, model)
     assert found["samples"] == 4 * len(stories.PROMPTS)
     assert np.isfinite([found["kappa"], *found["gains"]]).all()
+    # A batched product with the head would be one with a copy of it for each story.
+    ids = reference.tokenizer(stories.PROMPTS[0], return_tensors="pt").input_ids.repeat(4, 1)
+    with torch.profiler.profile(record_shapes=True) as log:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1)
+    vocabulary = model.config.vocab_size
+    products = {e.name for e in log.events() if any(vocabulary in s for s in e.input_shapes)}
+    assert "aten::mm" in products and "aten::bmm" not in products
