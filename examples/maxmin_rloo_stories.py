@@ -1,7 +1,7 @@
 """A language policy for three groups, two alike and one opposed: MaxMin against the population's weights and equal ones.
 
     OMP_NUM_THREADS=1 python -m examples.maxmin_rloo_stories --model FOLDER      # stories260K.bin and tok512.bin: minutes
-    python -m examples.maxmin_rloo_stories --model FOLDER --lora 16 --lr 5e-4    # or any causal model of transformers, or .gguf
+    python -m examples.maxmin_rloo_stories --model FOLDER --lora 16 --lr 8e-4    # or any causal model of transformers, or .gguf
 
 Two groups of 40 % each like lively stories without full stops, one of 20 % likes stories of girls and mothers with many. TRL's
 RLOO trains a model for each way of weighting them. How good the result is for the worst-off group is held against the best
